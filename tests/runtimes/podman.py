@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Podman:
 
     def __init__(self, node: Namespace, bin_dir: Path, folder: Path, *, root: Path) -> None:
         self.folder = folder
+        self.bin_dir = bin_dir
         self.root = root
         for name in ("graph", "net.d", "run", "tmp", "volumes"):
             (folder / name).mkdir()
@@ -142,6 +144,11 @@ class Podman:
     def network_remove(self, name: str) -> None:
         """Forget a network without containers, and delete its bridge."""
         self.podman("network", "rm", name)
+
+    def collect_garbage(self, network: str) -> None:
+        """`netloom gc`, as an operator runs it on podman's networks."""
+        options = ("--conf-dir", str(self.folder / "net.d"), "--bin-dir", str(self.bin_dir))
+        self.cell.run(sys.executable, "-m", "cni_plugins.cli", "gc", network, "--yes", *options)
 
     def close(self) -> None:
         """Remove every container and prove that neither a conmon, a runc nor a cgroup is left."""
