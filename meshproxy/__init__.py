@@ -1,4 +1,10 @@
-"""The service mesh proxy of netloom.
+"""The sidecar's data plane: carries HTTP/1.1, HTTP/2, gRPC, WebSocket and TCP between services.
 
-Nothing to run yet: the data plane lands with its own issue, and this package keeps its place until then.
+A **listener** takes connections. A request's **route** says which **cluster** carries it; balancing picks an
+**endpoint** of the cluster's **snapshot**; each try is an **attempt**, and all attempts of one request an **exchange**.
+
+To read: config.py (what can be said), message.py (what flows), wire/ (bytes to messages and back, without I/O),
+route.py, balance/ and cluster.py (where a request goes), retry.py and outlier.py (what happens when that fails),
+exchange.py, server.py and upstream.py (the shell on the event loop), discovery/ (where snapshots come from), admin.py
+(what operators see).
 """
