@@ -132,7 +132,7 @@ class Podman:
         self.podman("stop", "--time", "0", name)
 
     def remove(self, name: str) -> None:
-        """End it, if it runs, and forget it; does nothing when there is none."""
+        """End it, if it runs, and forget it, also when DEL failed; does nothing when there is none."""
         self.podman("rm", "--force", "--time", "0", "--ignore", name)
 
     def network_create(self, name: str, *options: str) -> str:

@@ -21,16 +21,22 @@ PODS = 8
 
 def test_podmans_containers_outlive_agents(podman: Podman, node: Namespace, tmp_path: Path) -> None:
     bridge = podman.network_create("pods", "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd77::/64")
+
+    def undo(name: str) -> None:
+        podman.remove(name)
+        podman.collect_garbage("pods")
+
     with killings(podman.cell, tmp_path / "log") as killed:
         while killed.kills < ENOUGH:
             for number in range(PODS):
-                options = ("--network", "pods", "--publish", f"{8000 + number}:{SERVICE_PORT}")
-                undo = partial(podman.remove, f"pod{number}")
-                killed.insist(partial(podman.run, f"pod{number}", *options), undo=undo)
-                assert answer(node, "127.0.0.1", 8000 + number) == f"pod{number}"
+                name, port = f"pod{number}", 8000 + number
+                options = ("--network", "pods", "--publish", f"{port}:{SERVICE_PORT}")
+                killed.insist(partial(podman.run, name, *options), undo=partial(undo, name))
+                assert answer(node, "127.0.0.1", port) == name
             for number in range(PODS):
                 assert answer(node, "192.0.2.1", 8000 + number) == f"pod{number}"
-                killed.insist(partial(podman.remove, f"pod{number}"))
-    podman.collect_garbage("pods")  # podman forgets a container whose DEL said 'try again', and asks no second time
+                podman.remove(f"pod{number}")
+    # podman forgets a container whose DEL said 'try again', and asks no second time.
+    podman.collect_garbage("pods")
     assert leftovers(node, links=[bridge]) == []
     podman.network_remove("pods")
