@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
 from .errors import CniError, Code
 from .links import Link, open_route
 from .netlink import (
@@ -26,8 +23,10 @@ from .netlink import (
     NLM_F_EXCL,
     Message,
     NetlinkSocket,
+    attribute,
     attributes,
-    encode,
+    nested,
+    u32_attribute,
 )
 from .netns import Netns, inside
 from .plan import Address, RouteTo
@@ -39,6 +38,11 @@ _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _RTMGRP_IPV6_IFADDR = 1 << 8
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+# struct ifaddrmsg and linux/if_addr.h, struct rtmsg and linux/rtnetlink.h
+_IFADDRMSG, _RTMSG = struct.Struct("=BBBBI"), struct.Struct("=BBBBBBBBI")
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 8, 9, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _AF = {4: sockets.AF_INET, 6: sockets.AF_INET6}
 
 
@@ -52,18 +56,16 @@ class HeldAddress:
 
 def list_addresses(socket: NetlinkSocket, link: Link, family: int) -> list[HeldAddress]:
     """The addresses of `family` (4 or 6) on one link; the kernel filters."""
-    message = ifaddrmsg()
-    message["family"] = _AF[family]
-    message["index"] = link.index
     found = []
-    for body in socket.dump(Message(_GETADDR, 0, encode(message), f"listing addresses of {link.name}")):
+    request = _IFADDRMSG.pack(_AF[family], 0, 0, 0, link.index)
+    for body in socket.dump(Message(_GETADDR, 0, request, f"listing addresses of {link.name}")):
         if int.from_bytes(body[4:8], "little") != link.index:
             continue
         parts = attributes(body, 8)
-        packed = parts.get(2) or parts.get(1)  # IFA_LOCAL, else IFA_ADDRESS
+        packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
         if not packed:
             continue
-        flags = int.from_bytes(parts[8], "little") if 8 in parts else body[2]
+        flags = int.from_bytes(parts[_IFA_FLAGS], "little") if _IFA_FLAGS in parts else body[2]
         found.append(HeldAddress(_interface(ip_address(packed), body[1]), flags))
     return found
 
@@ -74,22 +76,16 @@ def _interface(address: Any, length: int) -> IPInterface:
 
 def ensure_address(socket: NetlinkSocket, link: Link, step: Address) -> bool:
     """Add an address. Returns whether it was missing."""
-    message = ifaddrmsg()
-    message["family"] = _AF[step.address.version]
-    message["prefixlen"] = step.address.network.prefixlen
-    message["index"] = link.index
-    attrs: list[tuple[str, Any]] = [("IFA_LOCAL", str(step.address.ip)), ("IFA_ADDRESS", str(step.address.ip))]
+    flags, more = 0, b""
     if step.address.version == 4:
         if step.address.network.prefixlen < 31:
-            attrs.append(("IFA_BROADCAST", str(step.address.network.broadcast_address)))
+            more = attribute(_IFA_BROADCAST, step.address.network.broadcast_address.packed)
     elif not step.dad:
-        message["flags"] = _IFA_F_NODAD
-        attrs.append(("IFA_FLAGS", _IFA_F_NODAD))
-    message["attrs"] = attrs
+        flags, more = _IFA_F_NODAD, u32_attribute(_IFA_FLAGS, _IFA_F_NODAD)
     request = Message(
         _NEWADDR,
         NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
-        encode(message),
+        _address(link, step.address, flags) + more,
         f"adding address {step.address} to {link.name}",
         frozenset((errno.EEXIST,)),
     )
@@ -98,14 +94,14 @@ def ensure_address(socket: NetlinkSocket, link: Link, step: Address) -> bool:
 
 def delete_address(socket: NetlinkSocket, link: Link, address: IPInterface) -> None:
     """Remove an address; fine if it is gone."""
-    message = ifaddrmsg()
-    message["family"] = _AF[address.version]
-    message["prefixlen"] = address.network.prefixlen
-    message["index"] = link.index
-    message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
     doing = f"removing address {address} from {link.name}"
     gone = frozenset((errno.EADDRNOTAVAIL, errno.ENODEV))
-    socket.run([Message(_DELADDR, NLM_F_ACK, encode(message), doing, gone)])
+    socket.run([Message(_DELADDR, NLM_F_ACK, _address(link, address), doing, gone)])
+
+
+def _address(link: Link, address: IPInterface, flags: int = 0) -> bytes:
+    header = _IFADDRMSG.pack(_AF[address.version], address.network.prefixlen, flags, 0, link.index)
+    return header + attribute(_IFA_LOCAL, address.ip.packed) + attribute(_IFA_ADDRESS, address.ip.packed)
 
 
 def wait_for_dad(netns: Netns, link: Link, within_s: float) -> None:
@@ -132,29 +128,26 @@ def wait_for_dad(netns: Netns, link: Link, within_s: float) -> None:
 def ensure_route(socket: NetlinkSocket, link: Link, step: RouteTo) -> None:
     """Add a route; fine if it is there. As with the reference, one to the same destination by another gateway (a second
     network's default route) does not matter: IPv4 prefers the new one, IPv6 takes both."""
-    message = rtmsg()
-    message["family"] = _AF[step.dst.version]
-    message["dst_len"] = step.dst.prefixlen
-    message["proto"] = _RTPROT_BOOT
-    message["type"] = _RTN_UNICAST
-    message["scope"] = step.scope if step.scope is not None else (_SCOPE_UNIVERSE if step.gw else _SCOPE_LINK)
+    scope = step.scope if step.scope is not None else (_SCOPE_UNIVERSE if step.gw else _SCOPE_LINK)
     table = step.table if step.table is not None else _RT_TABLE_MAIN
-    message["table"] = table if table < 256 else 0
-    attrs: list[tuple[str, Any]] = [("RTA_OIF", link.index), ("RTA_TABLE", table)]
+    parts = [
+        _route(step.dst.version, step.dst.prefixlen, table if table < 256 else 0, _RTPROT_BOOT, scope, _RTN_UNICAST),
+        u32_attribute(_RTA_OIF, link.index),
+        u32_attribute(_RTA_TABLE, table),
+    ]
     if step.dst.prefixlen:
-        attrs.append(("RTA_DST", str(step.dst.network_address)))
+        parts.append(attribute(_RTA_DST, step.dst.network_address.packed))
     if step.gw is not None:
-        attrs.append(("RTA_GATEWAY", str(step.gw)))
+        parts.append(attribute(_RTA_GATEWAY, step.gw.packed))
     if step.priority:
-        attrs.append(("RTA_PRIORITY", step.priority))
-    metrics = [(name, value) for name, value in (("RTAX_MTU", step.mtu), ("RTAX_ADVMSS", step.advmss)) if value]
+        parts.append(u32_attribute(_RTA_PRIORITY, step.priority))
+    metrics = [u32_attribute(k, v) for k, v in ((_RTAX_MTU, step.mtu), (_RTAX_ADVMSS, step.advmss)) if v]
     if metrics:
-        attrs.append(("RTA_METRICS", {"attrs": metrics}))
-    message["attrs"] = attrs
+        parts.append(nested(_RTA_METRICS, *metrics))
     request = Message(
         _NEWROUTE,
         NLM_F_ACK | NLM_F_CREATE,
-        encode(message),
+        b"".join(parts),
         f"adding route {step.dst}" + (f" via {step.gw}" if step.gw else "") + f" dev {link.name}",
         frozenset((errno.EEXIST,)),
     )
@@ -163,32 +156,31 @@ def ensure_route(socket: NetlinkSocket, link: Link, step: RouteTo) -> None:
 
 def link_towards(socket: NetlinkSocket, address: IPAddress) -> str:
     """The name of the caller's link that leads to `address` without a gateway; empty where none does."""
-    message = rtmsg()
-    message["family"] = _AF[address.version]
-    message["dst_len"] = address.max_prefixlen
-    message["attrs"] = [("RTA_DST", str(address))]
-    answer = socket.exchange([Message(_GETROUTE, 0, encode(message), f"looking for the way to {address}")])[0]
+    request = _route(address.version, address.max_prefixlen) + attribute(_RTA_DST, address.packed)
+    answer = socket.exchange([Message(_GETROUTE, 0, request, f"looking for the way to {address}")])[0]
     if answer.number or not answer.bodies:
         return ""
     found = attributes(answer.bodies[0], 12)
-    index = int.from_bytes(found.get(4, b""), "little")  # RTA_OIF
-    return sockets.if_indextoname(index) if index and 5 not in found else ""  # RTA_GATEWAY
+    index = int.from_bytes(found.get(_RTA_OIF, b""), "little")
+    return sockets.if_indextoname(index) if index and _RTA_GATEWAY not in found else ""
+
+
+def _route(version: int, dst_len: int, table: int = 0, protocol: int = 0, scope: int = 0, kind: int = 0) -> bytes:
+    return _RTMSG.pack(_AF[version], dst_len, 0, 0, table, protocol, scope, kind, 0)
 
 
 def has_route(socket: NetlinkSocket, link: Link, step: RouteTo) -> bool:
     """Whether the link has a route to that destination by that gateway. The pod's tables are small; the kernel
     filters by link."""
-    message = rtmsg()
-    message["family"] = _AF[step.dst.version]
-    message["attrs"] = [("RTA_OIF", link.index)]
-    for body in socket.dump(Message(_GETROUTE, 0, encode(message), f"listing routes of {link.name}")):
+    request = _route(step.dst.version, 0) + u32_attribute(_RTA_OIF, link.index)
+    for body in socket.dump(Message(_GETROUTE, 0, request, f"listing routes of {link.name}")):
         found = attributes(body, 12)
-        dst = found.get(1, b"\0" * len(step.dst.network_address.packed))
+        dst = found.get(_RTA_DST, b"\0" * len(step.dst.network_address.packed))
         if body[1] != step.dst.prefixlen or dst != step.dst.network_address.packed:
             continue
         if (step.gw.packed if step.gw else None) not in _gateways(link, found):
             continue
-        if step.table is None or int.from_bytes(found.get(15, b""), "little") == step.table:
+        if step.table is None or int.from_bytes(found.get(_RTA_TABLE, b""), "little") == step.table:
             return True
     return False
 
@@ -196,9 +188,9 @@ def has_route(socket: NetlinkSocket, link: Link, step: RouteTo) -> bool:
 def _gateways(link: Link, route: dict[int, bytes]) -> set[bytes | None]:
     """The gateways by which a dumped route leaves through the link. IPv6 shows the routes of one destination as one
     with several hops (RTA_MULTIPATH: struct rtnexthop and its attributes, linux/rtnetlink.h)."""
-    hops = route.get(9)
+    hops = route.get(_RTA_MULTIPATH)
     if hops is None:
-        return {route.get(5)}
+        return {route.get(_RTA_GATEWAY)}
     found = set()
     offset = 0
     while offset + 8 <= len(hops):
@@ -206,6 +198,6 @@ def _gateways(link: Link, route: dict[int, bytes]) -> set[bytes | None]:
         if length < 8:
             break
         if index == link.index:
-            found.add(attributes(hops[: offset + length], offset + 8).get(5))
+            found.add(attributes(hops[: offset + length], offset + 8).get(_RTA_GATEWAY))
         offset += (length + 3) & ~3
     return found

@@ -152,7 +152,7 @@ def add(call: Call) -> Result:
         for setting in bridge_sysctls(config):
             steps.ensure(kernel, setting)
         veth = veth_step(config, owner)
-        host_end, pod_end = links.make_veth(kernel.host, kernel.pod, call.pod, veth)
+        host_end, pod_end = links.make_veth(kernel.host, kernel.pod, call.pod, veth, bridge=bridge)
         undo.callback(links.delete_link, kernel.host, veth.host_name)
 
         result = Result()

@@ -9,11 +9,9 @@ from __future__ import annotations
 import errno
 import secrets
 import socket as sockets
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from .errors import CniError, Code
 from .netlink import (
@@ -25,15 +23,28 @@ from .netlink import (
     KernelError,
     Message,
     NetlinkSocket,
+    attribute,
     attributes,
-    encode,
+    nested,
+    text_attribute,
+    u32_attribute,
 )
 from .netns import Netns
 from .plan import Bridge, Veth, Vlan
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200
-_EXT_MASK_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS: half of a link's description is counters
+_NO_LINK, _NO_INDEX = frozenset((errno.ENODEV,)), frozenset((errno.ENODEV, errno.EINVAL))
+# struct ifinfomsg and the attributes of linux/if_link.h
+_IFINFOMSG = struct.Struct("=BxHiII")
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_TXQLEN = 1, 3, 4, 5, 10, 13
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+_BR_VLAN_FILTERING, _BRPORT_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 7, 1, 4, 33
+_BRIDGE_FLAGS, _BRIDGE_VLAN_INFO = 0, 2
+_VETH_INFO_PEER = 1
+# RTEXT_FILTER_SKIP_STATS: half of a link's description is counters.
+_SKIP_STATS = u32_attribute(_IFLA_EXT_MASK, 1 << 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +79,19 @@ class Link:
     @property
     def port_state(self) -> int:
         """As a port of a bridge: BR_STATE_*; 3, forwarding, for other links."""
-        return attributes(self.slave_data).get(1, b"\3")[0]
+        return attributes(self.slave_data).get(_BRPORT_STATE, b"\3")[0]
 
     @property
     def is_hairpin(self) -> bool:
-        return attributes(self.slave_data).get(4, b"\0")[0] == 1
+        return attributes(self.slave_data).get(_BRPORT_MODE, b"\0")[0] == 1
 
     @property
     def is_isolated(self) -> bool:
-        return attributes(self.slave_data).get(33, b"\0")[0] == 1
+        return attributes(self.slave_data).get(_BRPORT_ISOLATED, b"\0")[0] == 1
 
     @property
     def filters_vlans(self) -> bool:
-        return attributes(self.data).get(7, b"\0")[0] == 1
+        return attributes(self.data).get(_BR_VLAN_FILTERING, b"\0")[0] == 1
 
 
 def open_route(netns: Netns | None = None) -> NetlinkSocket:
@@ -88,27 +99,37 @@ def open_route(netns: Netns | None = None) -> NetlinkSocket:
     return NetlinkSocket(NETLINK_ROUTE, netns)
 
 
-def _link(kind: int, how: int, doing: str, /, *attrs: tuple[str, Any], **header: int) -> Message:
-    message = ifinfmsg()
-    for key, value in header.items():
-        message[key] = value
-    message["attrs"] = list(attrs)
-    return Message(kind, how | NLM_F_ACK, encode(message), doing)
+def _link(
+    kind: int, how: int, doing: str, /, *parts: bytes, index: int = 0, flags: int = 0, change: int = 0, family: int = 0
+) -> Message:
+    header = _IFINFOMSG.pack(family, 0, index, flags, change)
+    return Message(kind, how | NLM_F_ACK, header + b"".join(parts), doing)
+
+
+def _name(name: str) -> bytes:
+    return text_attribute(_IFLA_IFNAME, name)
+
+
+def _mac(mac: str) -> bytes:
+    return attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+
+
+def _info(kind: str, *data: bytes) -> bytes:
+    """IFLA_LINKINFO: the kind of a link and what is its alone."""
+    return nested(_IFLA_LINKINFO, text_attribute(_INFO_KIND, kind), *((nested(_INFO_DATA, *data),) if data else ()))
 
 
 def get_link(socket: NetlinkSocket, name: str) -> Link | None:
     """The link called `name`."""
-    request = _link(
-        _GETLINK, 0, f"looking for link {name}", ("IFLA_IFNAME", name), ("IFLA_EXT_MASK", _EXT_MASK_SKIP_STATS)
-    )
-    request.tolerated = frozenset((errno.ENODEV,))
+    request = _link(_GETLINK, 0, f"looking for link {name}", _name(name), _SKIP_STATS)
+    request.tolerated = _NO_LINK
     return _first(socket.run([request])[0])
 
 
 def get_link_by_index(socket: NetlinkSocket, index: int) -> Link | None:
     """The link with that index."""
-    request = _link(_GETLINK, 0, f"looking for link {index}", ("IFLA_EXT_MASK", _EXT_MASK_SKIP_STATS), index=index)
-    request.tolerated = frozenset((errno.ENODEV, errno.EINVAL))
+    request = _link(_GETLINK, 0, f"looking for link {index}", _SKIP_STATS, index=index)
+    request.tolerated = _NO_INDEX
     return _first(socket.run([request])[0])
 
 
@@ -122,7 +143,7 @@ def require_link(socket: NetlinkSocket, name: str) -> Link:
 
 def list_links(socket: NetlinkSocket) -> Iterator[Link]:
     """All links: for GC."""
-    request = _link(_GETLINK, 0, "listing links", ("IFLA_EXT_MASK", _EXT_MASK_SKIP_STATS))
+    request = _link(_GETLINK, 0, "listing links", _SKIP_STATS)
     for body in socket.dump(request):
         yield _parse_link(body)
 
@@ -133,24 +154,24 @@ def _first(answer: Answer) -> Link | None:
 
 def _parse_link(body: bytes) -> Link:
     found = attributes(body, 16)
-    info = attributes(found.get(18, b""))
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
 
     def number(key: int) -> int:
         return int.from_bytes(found.get(key, b""), "little")
 
     return Link(
         index=int.from_bytes(body[4:8], "little"),
-        name=_text(found.get(3, b"")),
-        kind=_text(info.get(1, b"")),
-        mac=found.get(1, b"").hex(":"),
-        mtu=number(4),
+        name=_text(found.get(_IFLA_IFNAME, b"")),
+        kind=_text(info.get(_INFO_KIND, b"")),
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=number(_IFLA_MTU),
         flags=int.from_bytes(body[8:12], "little"),
-        master=number(10),
-        peer=number(5),
-        alias=_text(found.get(20, b"")),
-        txqlen=number(13),
-        slave_data=info.get(5, b""),
-        data=info.get(2, b""),
+        master=number(_IFLA_MASTER),
+        peer=number(_IFLA_LINK),
+        alias=_text(found.get(_IFLA_IFALIAS, b"")),
+        txqlen=number(_IFLA_TXQLEN),
+        slave_data=info.get(_INFO_SLAVE_DATA, b""),
+        data=info.get(_INFO_DATA, b""),
     )
 
 
@@ -163,18 +184,12 @@ def ensure_bridge(socket: NetlinkSocket, bridge: Bridge) -> Link:
     CniError where a link of that name is no bridge, or lacks vlan filtering that is asked for."""
     link = get_link(socket, bridge.name)
     if link is None:
-        data: list[tuple[str, int]] = []
-        if bridge.vlan_filtering:
-            data += [("IFLA_BR_VLAN_FILTERING", 1)]
-        attrs: list[tuple[str, Any]] = [
-            ("IFLA_IFNAME", bridge.name),
-            ("IFLA_ADDRESS", random_mac()),
-            ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": data})]}),
-        ]
+        data = (attribute(_BR_VLAN_FILTERING, b"\1"),) if bridge.vlan_filtering else ()
+        parts = [_name(bridge.name), _mac(random_mac()), _info("bridge", *data)]
         if bridge.mtu:
-            attrs.append(("IFLA_MTU", bridge.mtu))
+            parts.append(u32_attribute(_IFLA_MTU, bridge.mtu))
         request = _link(
-            _NEWLINK, NLM_F_CREATE | NLM_F_EXCL, f"making bridge {bridge.name}", *attrs, flags=_IFF_UP, change=_IFF_UP
+            _NEWLINK, NLM_F_CREATE | NLM_F_EXCL, f"making bridge {bridge.name}", *parts, flags=_IFF_UP, change=_IFF_UP
         )
         request.tolerated = frozenset((errno.EEXIST,))  # a parallel ADD was faster
         try:
@@ -199,14 +214,8 @@ def ensure_bridge(socket: NetlinkSocket, bridge: Bridge) -> Link:
 
 
 def _filter_vlans(socket: NetlinkSocket, bridge: Bridge, link: Link) -> None:
-    info = [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_BR_VLAN_FILTERING", 1)]})]
-    request = _link(
-        _NEWLINK,
-        0,
-        f"switching on vlan filtering of {bridge.name}",
-        ("IFLA_LINKINFO", {"attrs": info}),
-        index=link.index,
-    )
+    info = _info("bridge", attribute(_BR_VLAN_FILTERING, b"\1"))
+    request = _link(_NEWLINK, 0, f"switching on vlan filtering of {bridge.name}", info, index=link.index)
     try:
         socket.run([request])
     except KernelError as error:
@@ -231,36 +240,23 @@ def random_mac() -> str:
     return bytes(data).hex(":")
 
 
-def make_veth(host: NetlinkSocket, pod: NetlinkSocket, netns: Netns, veth: Veth) -> tuple[Link, Link]:
+def make_veth(host: NetlinkSocket, pod: NetlinkSocket, netns: Netns, veth: Veth, *, bridge: Link) -> tuple[Link, Link]:
     """Make the pair, the pod's end in its namespace, down; the host's end up and in the bridge. Returns (host end,
     pod end). One message makes both ends, so a kill leaves no half. Raises CniError 101 where the pod has a link of
     that name already: that one is not touched."""
     if get_link(pod, veth.pod_name) is not None:
         raise _exists(veth)
-    bridge = require_link(host, veth.bridge)
-    peer = ifinfmsg()
-    attrs: list[tuple[str, Any]] = [("IFLA_IFNAME", veth.pod_name), ("IFLA_NET_NS_FD", netns.fd)]
-    if veth.mtu:
-        attrs.append(("IFLA_MTU", veth.mtu))
-    if veth.mac:
-        attrs.append(("IFLA_ADDRESS", veth.mac))
-    peer["attrs"] = attrs
-    info = [
-        ("IFLA_INFO_KIND", "veth"),
-        ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]}),
-    ]
-    pair: list[tuple[str, Any]] = [
-        ("IFLA_IFNAME", veth.host_name),
-        ("IFLA_MASTER", bridge.index),
-        ("IFLA_LINKINFO", {"attrs": info}),
-    ]
-    if veth.mtu:
-        pair.append(("IFLA_MTU", veth.mtu))
+    mtu = u32_attribute(_IFLA_MTU, veth.mtu) if veth.mtu else b""
+    mac = _mac(veth.mac) if veth.mac else b""
+    peer = (_IFINFOMSG.pack(0, 0, 0, 0, 0), _name(veth.pod_name), u32_attribute(_IFLA_NET_NS_FD, netns.fd), mtu, mac)
     request = _link(
         _NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
         f"making veth {veth.host_name} with peer {veth.pod_name}",
-        *pair,
+        _name(veth.host_name),
+        u32_attribute(_IFLA_MASTER, bridge.index),
+        _info("veth", nested(_VETH_INFO_PEER, *peer)),
+        mtu,
         flags=_IFF_UP,
         change=_IFF_UP,
     )
@@ -270,10 +266,8 @@ def make_veth(host: NetlinkSocket, pod: NetlinkSocket, netns: Netns, veth: Veth)
         if error.number == errno.EEXIST:
             raise _exists(veth) from error
         raise
-    link = require_link(host, veth.host_name)
     try:
-        _set_port(host, link, veth)
-        return require_link(host, veth.host_name), require_link(pod, veth.pod_name)
+        return _set_port(host, veth), require_link(pod, veth.pod_name)
     except BaseException:
         delete_link(host, veth.host_name)
         raise
@@ -287,52 +281,38 @@ def _exists(veth: Veth) -> CniError:
     )
 
 
-def _set_port(host: NetlinkSocket, link: Link, veth: Veth) -> None:
-    requests = [
-        _link(_SETLINK, 0, f"tagging {veth.host_name}", ("IFLA_IFALIAS", veth.alias), index=link.index),
-    ]
+def _set_port(host: NetlinkSocket, veth: Veth) -> Link:
+    name = _name(veth.host_name)
+    requests = [_link(_SETLINK, 0, f"tagging {veth.host_name}", name, text_attribute(_IFLA_IFALIAS, veth.alias))]
     if veth.hairpin or veth.isolated:
-        data = []
-        if veth.hairpin:
-            data.append(("IFLA_BRPORT_MODE", 1))
-        if veth.isolated:
-            data.append(("IFLA_BRPORT_ISOLATED", 1))
-        info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": data})]
-        requests.append(
-            _link(
-                _NEWLINK,
-                0,
-                f"setting hairpin or isolation of {veth.host_name}",
-                ("IFLA_LINKINFO", {"attrs": info}),
-                index=link.index,
-            )
-        )
-    host.run(requests)
+        hairpin = attribute(_BRPORT_MODE, b"\1") if veth.hairpin else b""
+        isolated = attribute(_BRPORT_ISOLATED, b"\1") if veth.isolated else b""
+        port = nested(_INFO_SLAVE_DATA, hairpin, isolated)
+        info = nested(_IFLA_LINKINFO, text_attribute(_INFO_SLAVE_KIND, "bridge"), port)
+        requests.append(_link(_NEWLINK, 0, f"setting hairpin or isolation of {veth.host_name}", name, info))
+    requests.append(_link(_GETLINK, 0, f"looking for link {veth.host_name}", name, _SKIP_STATS))
+    link = _first(host.run(requests)[-1])
+    assert link is not None, "a request without an error has an answer"
     if veth.drop_default_vlan:
         set_vlans(host, link, (Vlan(1, 1),), remove=True)
     if veth.vlans:
         set_vlans(host, link, veth.vlans)
+    return link
 
 
 def set_vlans(
     host: NetlinkSocket, link: Link, vlans: tuple[Vlan, ...], *, remove: bool = False, own: bool = False
 ) -> None:
     """Add (or remove) VLAN ids of a bridge port, or of the bridge itself (`own`)."""
-    entries: list[tuple[str, Any]] = [("IFLA_BRIDGE_FLAGS", 2)] if own else []
+    entries = [attribute(_BRIDGE_FLAGS, struct.pack("=H", 2))] if own else []
     for vlan in vlans:
         flags = 0x2 | 0x4 if vlan.pvid else 0  # BRIDGE_VLAN_INFO_PVID, _UNTAGGED
-        if vlan.first == vlan.last:
-            entries.append(("IFLA_BRIDGE_VLAN_INFO", {"vid": vlan.first, "flags": flags}))
-        else:
-            entries.append(("IFLA_BRIDGE_VLAN_INFO", {"vid": vlan.first, "flags": flags | 0x8}))
-            entries.append(("IFLA_BRIDGE_VLAN_INFO", {"vid": vlan.last, "flags": flags | 0x10}))
-    message = ifinfmsg()
-    message["family"] = sockets.AF_BRIDGE
-    message["index"] = link.index
-    message["attrs"] = [("IFLA_AF_SPEC", {"attrs": entries})]
+        is_range = vlan.first != vlan.last
+        pairs = [(flags | 0x8, vlan.first), (flags | 0x10, vlan.last)] if is_range else [(flags, vlan.first)]
+        entries += [attribute(_BRIDGE_VLAN_INFO, struct.pack("=HH", *pair)) for pair in pairs]
     kind = _DELLINK if remove else _SETLINK
     doing = f"{'removing' if remove else 'setting'} vlans of {link.name}"
-    request = Message(kind, NLM_F_ACK, encode(message), doing)
+    request = _link(kind, 0, doing, nested(_IFLA_AF_SPEC, *entries), index=link.index, family=sockets.AF_BRIDGE)
     if remove:
         request.tolerated = frozenset((errno.ENOENT,))
     host.run([request])
@@ -341,13 +321,10 @@ def set_vlans(
 def make_link(socket: NetlinkSocket, name: str, kind: str, *, mtu: int = 0, alias: str = "") -> Link:
     """Make a link that is one alone (ifb), up, and tag it. Raises CniError 101 where there is one of that name: that
     one is not touched."""
-    attrs: list[tuple[str, Any]] = [
-        ("IFLA_IFNAME", name),
-        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind)]}),
-    ]
+    parts = [_name(name), _info(kind)]
     if mtu:
-        attrs.append(("IFLA_MTU", mtu))
-    request = _link(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, f"making {kind} {name}", *attrs, flags=_IFF_UP, change=_IFF_UP)
+        parts.append(u32_attribute(_IFLA_MTU, mtu))
+    request = _link(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, f"making {kind} {name}", *parts, flags=_IFF_UP, change=_IFF_UP)
     try:
         socket.run([request])
     except KernelError as error:
@@ -357,7 +334,8 @@ def make_link(socket: NetlinkSocket, name: str, kind: str, *, mtu: int = 0, alia
     link = require_link(socket, name)
     if alias:
         try:  # a second message: the kernel takes no alias with the first
-            socket.run([_link(_SETLINK, 0, f"tagging {name}", ("IFLA_IFALIAS", alias), index=link.index)])
+            tag = text_attribute(_IFLA_IFALIAS, alias)
+            socket.run([_link(_SETLINK, 0, f"tagging {name}", tag, index=link.index)])
         except BaseException:
             delete_link(socket, name)
             raise
@@ -366,8 +344,8 @@ def make_link(socket: NetlinkSocket, name: str, kind: str, *, mtu: int = 0, alia
 
 def delete_link(socket: NetlinkSocket, name: str) -> bool:
     """Delete a link. Returns whether it was there."""
-    request = _link(_DELLINK, 0, f"deleting link {name}", ("IFLA_IFNAME", name))
-    request.tolerated = frozenset((errno.ENODEV,))
+    request = _link(_DELLINK, 0, f"deleting link {name}", _name(name))
+    request.tolerated = _NO_LINK
     return socket.run([request])[0].number == 0
 
 
@@ -398,12 +376,14 @@ def set_allmulti(socket: NetlinkSocket, link: Link, *, on: bool) -> None:
 
 def set_link(socket: NetlinkSocket, link: Link, *, mac: str = "", mtu: int = 0, txqlen: int | None = None) -> None:
     """Change properties of a link; what is not given stays."""
-    attrs: list[tuple[str, Any]] = []
+    parts, words = [], []
     if mac:
-        attrs.append(("IFLA_ADDRESS", mac))
+        parts.append(_mac(mac))
+        words.append(f"address {mac}")
     if mtu:
-        attrs.append(("IFLA_MTU", mtu))
+        parts.append(u32_attribute(_IFLA_MTU, mtu))
+        words.append(f"mtu {mtu}")
     if txqlen is not None:
-        attrs.append(("IFLA_TXQLEN", txqlen))
-    what = " ".join(f"{name[5:].lower()} {value}" for name, value in attrs)
-    socket.run([_link(_SETLINK, 0, f"setting {what} of {link.name}", *attrs, index=link.index)])
+        parts.append(u32_attribute(_IFLA_TXQLEN, txqlen))
+        words.append(f"txqlen {txqlen}")
+    socket.run([_link(_SETLINK, 0, f"setting {' '.join(words)} of {link.name}", *parts, index=link.index)])

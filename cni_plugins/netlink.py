@@ -1,8 +1,10 @@
 """One netlink socket: a batch of messages goes out in one system call, the answers come back in order.
 
 The kernel handles rtnetlink and nfnetlink requests inside sendmsg(2), so by the time it returns every
-acknowledgement lies in the socket's queue: no event loop, no thread, no waiting. Messages are pyroute2's classes; the
-socket is ours, because a plugin lives for milliseconds and pyroute2's would bring asyncio and a dump of all links.
+acknowledgement lies in the socket's queue: no event loop, no thread, no waiting. The socket is ours, because a plugin
+lives for milliseconds and pyroute2's would bring asyncio and a dump of all links. So are the bytes of the requests
+that every pod needs, of links, addresses, routes and elements: a message class of pyroute2 takes 70 us to encode what
+`attribute` writes in 1, and 50 ms to import. The classes serve where a message is rare and intricate (`encode`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import itertools
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +48,8 @@ _BUFFER_BYTES = 8 << 20  # room for the answers to one large batch (10,000 eleme
 _CHUNK = 1 << 17
 
 _thread = threading.local()  # `buffer`: of the calling thread
+_NLA_F_NESTED = 0x8000
+_ATTRIBUTE = struct.Struct("=HH")
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id (linux/netlink.h)
 
 
@@ -83,6 +88,27 @@ def encode(message: Any) -> bytes:
     """The body of a pyroute2 message (without the netlink header)."""
     message.encode()
     return bytes(message.data[16:])
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """One netlink attribute, padded (linux/netlink.h, struct nlattr)."""
+    length = 4 + len(data)
+    return _ATTRIBUTE.pack(length, kind) + data + b"\0" * (-length % 4)
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attribute(kind | _NLA_F_NESTED, b"".join(parts))
+
+
+def text_attribute(kind: int, text: str) -> bytes:
+    """A string with its final NUL."""
+    return attribute(kind, text.encode() + b"\0")
+
+
+def u32_attribute(kind: int, number: int) -> bytes:
+    """A number of 32 bits, as the host orders bytes."""
+    return attribute(kind, number.to_bytes(4, sys.byteorder))
 
 
 def attributes(body: bytes | memoryview, offset: int = 0) -> dict[int, bytes]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from namespaces import Namespace
 from network import Network
@@ -27,6 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN_DIR_VARIABLE = "NETLOOM_TEST_BIN_DIR"
 BOTH_MODES = ("contract", "netns", "runtimes")
 RUNS_PODS = "node"  # in every topology; other hosts are what pods talk to
+
+# A busy machine is slow, not wrong: an example is never refused for the time it took.
+settings.register_profile("netloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("netloom")
 
 Serving = Callable[[Host], contextlib.AbstractContextManager[None]]
 

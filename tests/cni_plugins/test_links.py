@@ -27,7 +27,8 @@ class Rig:
     def pair(self, **keys: Any) -> tuple[Link, Link]:
         links.ensure_bridge(self.here, Bridge("br0"))
         veth = Veth(**{"host_name": "vethx", "pod_name": "eth0", "bridge": "br0", "alias": "n/c/eth0", **keys})
-        return links.make_veth(self.here, self.there, self.netns, veth)
+        bridge = links.require_link(self.here, veth.bridge)
+        return links.make_veth(self.here, self.there, self.netns, veth, bridge=bridge)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def route(host: Namespace) -> Iterator[NetlinkSocket]:
 
 def test_the_answers_of_a_batch_are_in_order_and_each_has_its_own_error(route: NetlinkSocket) -> None:
     names = ["lo", "nobody", "lo"]
-    answers = route.exchange([links._link(links._GETLINK, 0, name, ("IFLA_IFNAME", name)) for name in names])
+    answers = route.exchange([links._link(links._GETLINK, 0, name, links._name(name)) for name in names])
     assert [answer.number for answer in answers] == [0, errno.ENODEV, 0]
     assert [len(answer.bodies) for answer in answers] == [1, 0, 1]
     assert route.sent == 3
@@ -32,21 +32,19 @@ def test_the_answers_of_a_batch_are_in_order_and_each_has_its_own_error(route: N
 def test_run_raises_for_the_first_error_with_its_place_and_what_was_being_done(route: NetlinkSocket) -> None:
     names = ["lo", "nobody", "nobody-too"]
     with pytest.raises(KernelError) as caught:
-        route.run([links._link(links._GETLINK, 0, f"looking for {name}", ("IFLA_IFNAME", name)) for name in names])
+        route.run([links._link(links._GETLINK, 0, f"looking for {name}", links._name(name)) for name in names])
     assert (caught.value.number, caught.value.index, caught.value.code) == (errno.ENODEV, 1, Code.KERNEL)
     assert caught.value.msg == "looking for nobody: No such device"
 
 
 def test_an_error_carries_the_kernels_own_words(route: NetlinkSocket) -> None:
     with pytest.raises(KernelError) as caught:
-        route.run(
-            [links._link(links._NEWLINK, 0x400, "making it", ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "?")]}))]
-        )
+        route.run([links._link(links._NEWLINK, 0x400, "making it", links._info("?"))])
     assert caught.value.details == "Unknown device type"
 
 
 def test_a_tolerated_error_is_an_answer(route: NetlinkSocket) -> None:
-    request = links._link(links._GETLINK, 0, "looking", ("IFLA_IFNAME", "nobody"))
+    request = links._link(links._GETLINK, 0, "looking", links._name("nobody"))
     request.tolerated = frozenset((errno.ENODEV,))
     assert route.run([request])[0].number == errno.ENODEV
 
