@@ -138,7 +138,8 @@ class Agent:
         handed: Handed | None = None
         try:
             handed = await self._receive(connection)
-            connection.send(WAIT)
+            if self._must_wait(handed):
+                connection.send(WAIT)
             await self._in_turn(connection, handed)
         except (Declined, ValueError) as error:
             self._metrics.dropped("declined")
@@ -177,6 +178,10 @@ class Agent:
             pod = Netns(descriptors[1], variables.get("CNI_NETNS", "")) if len(descriptors) > 1 else None
             undo.pop_all()
             return Handed(name, variables, stdin, host, pod)
+
+    def _must_wait(self, handed: Handed) -> bool:
+        """Whether READY cannot follow at once; a message less is 0.1 ms less."""
+        return self._free.locked() or handed.key in self._locks or handed.environ.get("CNI_COMMAND") == "GC"
 
     async def _in_turn(self, connection: socket.socket, handed: Handed) -> None:
         if not handed.is_of_attachment:

@@ -181,13 +181,13 @@ def delete(call: Call) -> None:
     prev = call.config.prev_result
     if prev is not None and not _is_asked(call.config) and not any(i.name in names for i in prev.interfaces):
         return
-    from . import links
+    from .kernel import Kernel
 
     failures = Failures()
-    with links.open_route() as host:
+    with Kernel() as kernel:
         for name in names:
             with failures.trying(f"removing {name}"):
-                links.delete_link(host, name)
+                kernel.delete_link(name)
     failures.report()
 
 

@@ -218,7 +218,7 @@ def delete(call: Call) -> None:
             else:
                 tables.remove_owner(kernel.nft, spoofcheck.TABLE, owner.tag)
         with failures.trying("removing the link"):
-            if not links.delete_link(kernel.host, owner.link_name("veth")) and call.netns is not None:
+            if not kernel.delete_link(owner.link_name("veth")) and call.netns is not None:
                 _delete_foreign_link(call, kernel)
     if ipam and ipam != "dhcp":
         with failures.trying("releasing the address"):

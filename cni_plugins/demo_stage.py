@@ -22,7 +22,7 @@ from .install import library_folders
 from .netlink import Message, attributes
 from .netns import open_netns
 from .nft import Chain, Family, Set, Table
-from .nft_messages import begin, elements_of, end, flush_chain, get_elements
+from .nft_requests import begin, elements_of, end, flush_chain, get_elements
 from .tables import open_nft
 
 if TYPE_CHECKING:

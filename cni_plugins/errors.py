@@ -75,6 +75,15 @@ def from_os_error(error: OSError, doing: str) -> CniError:
     return CniError(Code.IO_FAILURE, f"{doing}:{name} {reason}")
 
 
+def from_import_error(error: ImportError, name: str) -> CniError:
+    """A library that is not where `netloom install` found it."""
+    return CniError(
+        Code.INTERNAL,
+        f"netloom's plugin {name} could not be loaded: {error}",
+        "a library was moved or removed since `netloom install` was run: run it again",
+    )
+
+
 class Failures:
     """Errors of a verb that goes on: DEL is best effort, GC reports at its end (CNI SPEC, DEL and GC)."""
 

@@ -3,7 +3,7 @@
 One SOCK_SEQPACKET connection per call, so that a message is whole or not there:
 
     launcher -> agent   the call (encode_call), with descriptors: own network namespace [, the pod's]
-    agent -> launcher   WAIT     it is queued; from now on the launcher waits
+    agent -> launcher   WAIT     it is queued; from now on the launcher waits (not said where READY follows at once)
                         DECLINE  it is not for this agent: the launcher runs it itself
                         READY    all is free for it to run
     launcher -> agent   GO       from here on the launcher never runs the call itself
@@ -26,7 +26,7 @@ PROTOCOL = b"netloom-call-1"
 WAIT, DECLINE, READY, GO, ERRORS, OUTPUT, EXIT = b"W", b"D", b"R", b"G", b"E", b"O", b"X"
 
 MESSAGE_MAX = 160_000  # the kernel's default bound for one message (net.core.wmem_max, 212,992) less its overhead
-_FIRST_ANSWER_S = 2.0  # an agent that is alive says WAIT within a millisecond
+_FIRST_ANSWER_S = 2.0  # an agent that is alive says WAIT or READY within a millisecond
 _QUEUE_S = 300.0  # longer than any runtime waits for a plugin
 _TRY_AGAIN = 11
 

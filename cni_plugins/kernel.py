@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from functools import cache
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from .links import open_route
+from . import links
 from .netlink import NetlinkSocket
 from .netns import Netns
 from .plan import HOST, Where
 from .tables import open_nft
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 _kept = threading.local()
+_REMOVALS = 32  # deletions of links that the kernel has not finished; a DEL beyond them waits
+_LOOK_AGAIN_S = 0.0005
 
 
 def keep_sockets_open() -> None:
     """For a worker thread of the agent: sockets to the host stay open from call to call. Closing one of nftables
     after a transaction waits until the kernel has freed what was deleted: 15 ms of a 20 ms ADD."""
     _kept.sockets = {}
+
+
+@cache
+def _removals() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # the agent's alone: it brings logging
+
+    return ThreadPoolExecutor(_REMOVALS, "removal", initializer=keep_sockets_open)
+
+
+def _delete(name: str) -> None:
+    with Kernel() as kernel:
+        links.delete_link(kernel.host, name)
 
 
 class Kernel:
@@ -28,6 +47,7 @@ class Kernel:
         self._pod_netns = pod
         self._stack = ExitStack()
         self._open: dict[str, NetlinkSocket] = {}
+        self._links: dict[tuple[Where, str], links.Link] = {}
         self._kept: dict[str, NetlinkSocket] | None = getattr(_kept, "sockets", None)
         self._sent_before = 0
 
@@ -50,9 +70,9 @@ class Kernel:
         if name == "nft":
             return open_nft()
         if name == "host":
-            return open_route()
+            return links.open_route()
         assert self._pod_netns is not None, "this call has no pod namespace"
-        return open_route(self._pod_netns)
+        return links.open_route(self._pod_netns)
 
     def _kept_open(self, name: str) -> NetlinkSocket | None:
         if self._kept is None or name == "pod":
@@ -80,6 +100,31 @@ class Kernel:
     def route(self, where: Where) -> NetlinkSocket:
         """The socket for a step's place."""
         return self.host if where == HOST else self.pod
+
+    def link(self, where: Where, name: str) -> links.Link:
+        """The link of that name, asked for once in a call: its index and its own address stay. Raises KernelError."""
+        found = self._links.get((where, name))
+        if found is None:
+            found = self._links[where, name] = links.require_link(self.route(where), name)
+        return found
+
+    def delete_link(self, name: str) -> bool:
+        """Delete a link of the host; returns whether it was there. The kernel takes it out of sight within 5 ms and
+        then waits, 10 to 30 ms more, for its last users. An agent does not wait with it; a process could not end."""
+        if self._kept is None:
+            return links.delete_link(self.host, name)
+        link = links.get_link(self.host, name)
+        if link is None:
+            return False
+        from concurrent.futures import wait
+
+        deletion = _removals().submit(_delete, name)
+        while not wait((deletion,), _LOOK_AGAIN_S).done:
+            seen = links.get_link(self.host, name)
+            if seen is None or seen.index != link.index:
+                return True
+        deletion.result()
+        return True
 
     def netns(self, where: Where) -> Netns | None:
         """The namespace for a step's place; None is the host's, where we are."""

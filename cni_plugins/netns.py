@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from .errors import CniError, Code
 
@@ -83,8 +84,19 @@ def inside(netns: Netns | None) -> Iterator[None]:
 
 
 def _setns(netns: Netns) -> None:
+    number = _libc_setns()(netns.fd)
+    if number:
+        raise OSError(number, f"could not enter the network namespace: {os.strerror(number)}", netns.path)
+
+
+@cache
+def _libc_setns() -> Callable[[int], int]:
+    """setns(2) for network namespaces; it returns the errno, or 0."""
     import ctypes  # Python 3.11 has no os.setns; most calls that import this module never enter a namespace
 
-    if ctypes.CDLL(None, use_errno=True).setns(netns.fd, CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"could not enter the network namespace: {os.strerror(number)}", netns.path)
+    setns = ctypes.CDLL(None, use_errno=True).setns
+
+    def call(descriptor: int) -> int:
+        return 0 if setns(descriptor, CLONE_NEWNET) == 0 else ctypes.get_errno()
+
+    return call

@@ -1,6 +1,6 @@
 """nftables objects as values: tables, chains, rules, sets, maps, elements. Each prints itself as nft(8) text.
 
-Nothing here talks to the kernel: nft_messages.py turns the same values into netlink messages, tables.py runs the
+Nothing here talks to the kernel: nft_messages.py and nft_requests.py turn the values into messages, tables.py runs the
 transactions. The text is what `--explain` shows, and the tests feed it to nft(8) to prove that both forms are one.
 
 A table has a constant number of rules; a pod or a port is an element of a set or map, with its owner as comment.
@@ -12,6 +12,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
@@ -206,7 +207,7 @@ class Element:
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for the cache
 class Table:
     """A table with all that is in it but elements."""
 
@@ -215,7 +216,7 @@ class Table:
     sets: tuple[Set, ...]
     chains: tuple[Chain, ...]
 
-    @property
+    @cached_property
     def schema(self) -> str:
         """A name for this very form of the table. The table carries it as an empty chain, so that a transaction can
         require the form: rules of another version of netloom make it fail, and are then made anew."""

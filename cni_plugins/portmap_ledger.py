@@ -17,7 +17,7 @@ from .errors import CniError, Code
 from .kernel import Kernel
 from .netlink import NetlinkSocket
 from .nft import PROTOCOLS, Element
-from .nft_messages import key_bytes
+from .nft_requests import key_bytes
 from .portmap_table import ADDRESS_SETS, MARK_OWNER, SPECIFICS, TABLE, PortPlan, conditional_tables, localnet
 from .results import IPAddress
 

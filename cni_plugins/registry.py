@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from .errors import CniError, Code
+from .errors import from_import_error
 from .skel import Plugin
 
 # name -> the module that holds its `PLUGIN`; this is also the order in which `netloom install` writes them
@@ -33,10 +33,6 @@ def load(name: str) -> Plugin:
     try:
         plugin = importlib.import_module(module).PLUGIN
     except ImportError as error:
-        raise CniError(
-            Code.INTERNAL,
-            f"netloom's plugin {name} could not be loaded: {error}",
-            "a library was moved or removed since `netloom install` was run: run it again",
-        ) from error
+        raise from_import_error(error, name) from error
     assert isinstance(plugin, Plugin), f"{module}.PLUGIN"
     return plugin

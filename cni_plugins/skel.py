@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from .errors import CniError, Code, from_os_error
+from .errors import CniError, Code, from_import_error, from_os_error
 from .netns import Netns, open_netns, own_netns
 from .protocol import Call, config_version, decode_json, parse_call
 from .results import LATEST, VERSIONS, Result
@@ -63,6 +63,8 @@ def answer(
         return failed(error, version)
     except OSError as error:
         return failed(from_os_error(error, plugin.name), version)
+    except ImportError as error:  # pyroute2 is loaded where it is needed
+        return failed(from_import_error(error, plugin.name), version)
     except Exception as error:  # noqa: BLE001 - the crash barrier: the runtime must get an error object
         import traceback
 

@@ -18,14 +18,11 @@ def ensure(kernel: Kernel, step: Step) -> None:
         case Bridge():
             links.ensure_bridge(kernel.host, step)
         case Up():
-            socket = kernel.route(step.where)
-            links.set_up(socket, links.require_link(socket, step.link))
+            links.set_up(kernel.route(step.where), kernel.link(step.where, step.link))
         case Address():
-            socket = kernel.route(step.where)
-            addresses.ensure_address(socket, links.require_link(socket, step.link), step)
+            addresses.ensure_address(kernel.route(step.where), kernel.link(step.where, step.link), step)
         case RouteTo():
-            socket = kernel.route(step.where)
-            addresses.ensure_route(socket, links.require_link(socket, step.link), step)
+            addresses.ensure_route(kernel.route(step.where), kernel.link(step.where, step.link), step)
         case Sysctl():
             _set(step, kernel.netns(step.where))
         case Veth():
@@ -81,7 +78,7 @@ def clear_for_gateway(kernel: Kernel, step: Address, own: tuple[Address, ...], *
     """Before a gateway address goes on a bridge: a second IPv4 address, or an overlapping IPv6 one, is refused as the
     reference does (most often the configuration was changed), or with `force` removed. `own` are the addresses that
     this call puts there."""
-    link = links.require_link(kernel.host, step.link)
+    link = kernel.link(step.where, step.link)
     ours = {s.address for s in own}
     for held in addresses.list_addresses(kernel.host, link, step.address.version):
         other = held.address

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from . import nft_messages as messages
+from . import nft_requests as requests
 from .errors import CniError, Code
 from .netlink import NETLINK_NETFILTER, NLM_F_EXCL, Answer, KernelError, Message, NetlinkSocket
 from .netns import Netns
@@ -36,7 +36,7 @@ class Taken(CniError):
 
 
 def _transaction(socket: NetlinkSocket, body: Sequence[Message]) -> None:
-    socket.run([messages.begin(), *body, messages.end()])
+    socket.run([requests.begin(), *body, requests.end()])
 
 
 def ensure(
@@ -46,9 +46,9 @@ def ensure(
     ours is fine; another owner's is replaced with `take_over` (its pod is gone: the address is ours now), and refused
     otherwise; `take_over` may name the sets where that holds. Raises Taken or KernelError, and then nothing has
     changed."""
-    if socket.exchange([messages.get_schema(table)])[0].number:
+    if socket.exchange([requests.get_schema(table)])[0].number:
         _make(socket, table)  # asking first is cheaper than a transaction that fails: the kernel waits after those
-    wanted = [messages.require_schema(table)] + [messages.new_element(table, e) for e in elements]
+    wanted = [requests.require_schema(table)] + [requests.new_element(table, e) for e in elements]
     for _ in range(_RETRIES):
         try:
             _transaction(socket, wanted)
@@ -60,29 +60,27 @@ def ensure(
             if error.number not in (errno.EEXIST, errno.EBUSY):
                 raise
         # Some key is taken. By whom? A get answers in the order asked.
-        wanted = [messages.require_schema(table)]
+        wanted = [requests.require_schema(table)]
         for element, held in zip(elements, _lookup(socket, table, elements, overlapping=True), strict=True):
             spec = table.set(element.set_name)
             may_take = take_over if isinstance(take_over, bool) else element.set_name in take_over
             if held is None:
-                wanted.append(messages.new_element(table, element))
-            elif element.shared and held.value == messages.value_bytes(spec, element):
-                wanted.append(messages.new_element(table, element))  # again: it may go in the meantime
+                wanted.append(requests.new_element(table, element))
+            elif element.shared and held.value == requests.value_bytes(spec, element):
+                wanted.append(requests.new_element(table, element))  # again: it may go in the meantime
             elif held.owner != element.owner and not may_take:
                 raise Taken(element, held.owner)
             elif not _is_same(spec, element, held):
-                wanted += [messages.delete_raw_elements(table, spec, [held]), messages.new_element(table, element)]
+                wanted += [requests.delete_raw_elements(table, spec, [held]), requests.new_element(table, element)]
     raise CniError(Code.TRY_AGAIN, f"nft table {table.name} changed {_RETRIES} times while we tried to add to it")
 
 
 def _make(socket: NetlinkSocket, table: Table) -> None:
     """Make table, sets, chains and rules; rules of another form are replaced, elements stay."""
-    sets = [messages.new_set(table, spec, number) for number, spec in enumerate(table.sets, 1)]
-    chains = [messages.new_chain(table, chain) for chain in table.chains]
-    rules = [messages.new_rule(table, chain, rule) for chain in table.chains for rule in chain.rules]
-    schema = messages.new_chain(table, _schema_chain(table))
+    from . import nft_messages  # pyroute2 is loaded where there is a table to make
+
     try:
-        _transaction(socket, [messages.new_table(table, NLM_F_EXCL), *sets, *chains, *rules, schema])
+        _transaction(socket, [nft_messages.new_table(table, NLM_F_EXCL), *_content(table)])
         return
     except KernelError as error:
         if error.number != errno.EEXIST:
@@ -94,27 +92,33 @@ def _make(socket: NetlinkSocket, table: Table) -> None:
 
 
 def _remake(socket: NetlinkSocket, table: Table, names: Sequence[str]) -> None:
-    old = [messages.delete_chain(table, name) for name in names if name.startswith("schema-")]
-    flush = [messages.flush_chain(table, chain) for chain in table.chains if chain.name in names]
-    sets = [messages.new_set(table, spec, number) for number, spec in enumerate(table.sets, 1)]
-    chains = [messages.new_chain(table, chain) for chain in table.chains]
-    rules = [messages.new_rule(table, chain, rule) for chain in table.chains for rule in chain.rules]
-    schema = messages.new_chain(table, _schema_chain(table))
+    from . import nft_messages
+
+    old = [requests.delete_chain(table, name) for name in names if name.startswith("schema-")]
+    flush = [requests.flush_chain(table, chain) for chain in table.chains if chain.name in names]
     try:
-        _transaction(socket, [messages.new_table(table), *old, *flush, *sets, *chains, *rules, schema])
+        _transaction(socket, [nft_messages.new_table(table), *old, *flush, *_content(table)])
     except KernelError as error:
         if error.number in (errno.ENOENT, errno.EBUSY) and old:
             return  # somebody else remade or dropped it first: the caller's next try tells
         raise
 
 
+def _content(table: Table) -> list[Message]:
+    """What is made in a table: sets, chains, rules, and last the chain that says which form this is."""
+    from . import nft_messages
+
+    return [
+        *(nft_messages.new_set(table, spec, number) for number, spec in enumerate(table.sets, 1)),
+        *(nft_messages.new_chain(table, chain) for chain in table.chains),
+        *(nft_messages.new_rule(table, chain, rule) for chain in table.chains for rule in chain.rules),
+        nft_messages.new_chain(table, Chain(table.schema)),
+    ]
+
+
 def _chain_names(socket: NetlinkSocket, table: Table) -> list[str]:
-    found = map(messages.chain_of, socket.dump(messages.get_chains(table)))
+    found = map(requests.chain_of, socket.dump(requests.get_chains(table)))
     return [name for owner, name in found if owner == table.name]
-
-
-def _schema_chain(table: Table) -> Chain:
-    return Chain(table.schema)
 
 
 def repair(socket: NetlinkSocket, table: Table) -> bool:
@@ -127,36 +131,36 @@ def repair(socket: NetlinkSocket, table: Table) -> bool:
 
 def exists(socket: NetlinkSocket, table: Table) -> bool:
     """Whether the table is there, in its present form or another."""
-    found = socket.exchange([messages.get_table(table)])[0]
+    found = socket.exchange([requests.get_table(table)])[0]
     return found.number == 0
 
 
 def _lookup(
     socket: NetlinkSocket, table: Table, elements: Sequence[Element], *, overlapping: bool = False
-) -> Iterator[messages.RawElement | None]:
+) -> Iterator[requests.RawElement | None]:
     """What the kernel holds under each element's key; `overlapping`: or, in an interval set, over its first value."""
     for element, answer in zip(
-        elements, socket.exchange([messages.get_element(table, e) for e in elements]), strict=True
+        elements, socket.exchange([requests.get_element(table, e) for e in elements]), strict=True
     ):
         yield _held(table.set(element.set_name), element, answer, overlapping=overlapping)
 
 
-def _held(spec: Set, element: Element, answer: Answer, *, overlapping: bool) -> messages.RawElement | None:
+def _held(spec: Set, element: Element, answer: Answer, *, overlapping: bool) -> requests.RawElement | None:
     for body in answer.bodies:
-        for raw in messages.elements_of(body):
+        for raw in requests.elements_of(body):
             if overlapping or _has_key(spec, element, raw):
                 return raw
     return None
 
 
-def _has_key(spec: Set, element: Element, raw: messages.RawElement) -> bool:
-    key, key_end = messages.key_bytes(spec, element)
+def _has_key(spec: Set, element: Element, raw: requests.RawElement) -> bool:
+    key, key_end = requests.key_bytes(spec, element)
     return raw.key == key and (not spec.interval or raw.key_end == key_end)
 
 
-def _is_same(spec: Set, element: Element, raw: messages.RawElement) -> bool:
+def _is_same(spec: Set, element: Element, raw: requests.RawElement) -> bool:
     return (
-        raw.owner == element.owner and raw.value == messages.value_bytes(spec, element) and _has_key(spec, element, raw)
+        raw.owner == element.owner and raw.value == requests.value_bytes(spec, element) and _has_key(spec, element, raw)
     )
 
 
@@ -173,7 +177,7 @@ def missing(socket: NetlinkSocket, table: Table, elements: Sequence[Element]) ->
             return f"{words} is missing"
         if held.owner != element.owner and not element.shared:
             return f"{words} belongs to {held.owner or 'nobody'}"
-        if spec.value and held.value != messages.value_bytes(spec, element):
+        if spec.value and held.value != requests.value_bytes(spec, element):
             return f"{words} leads elsewhere"
     return None
 
@@ -181,9 +185,9 @@ def missing(socket: NetlinkSocket, table: Table, elements: Sequence[Element]) ->
 def missing_rule(socket: NetlinkSocket, table: Table) -> str | None:
     """The first rule that is gone, in words."""
     for chain in table.chains:
-        message = messages.get_rules(table, chain)
+        message = requests.get_rules(table, chain)
         message.tolerated = frozenset((errno.ENOENT,))
-        found = [messages.rule_comment(body) for body in socket.dump(message)]
+        found = [requests.rule_comment(body) for body in socket.dump(message)]
         wanted = list(chain.rules)
         if [rule.comment for rule in wanted] != found:
             gone = [rule for rule in wanted if rule.comment not in found]
@@ -217,7 +221,7 @@ def remove(
         return
     for _ in range(_RETRIES):
         ours = [
-            messages.delete_element(table, element)
+            requests.delete_element(table, element)
             for element, held in zip(elements, _lookup(socket, table, elements), strict=True)
             if held is not None and held.owner == element.owner
         ]
@@ -247,17 +251,17 @@ def sweep(socket: NetlinkSocket, table: Table, network: str, valid: frozenset[st
     _remove_where(socket, table, lambda tag: is_stale(tag, network, valid), drop=drop)
 
 
-def list_elements(socket: NetlinkSocket, table: Table, set_name: str) -> list[messages.RawElement]:
+def list_elements(socket: NetlinkSocket, table: Table, set_name: str) -> list[requests.RawElement]:
     """All elements of a set; none where the set or the table is missing."""
-    listing = messages.get_elements(table, table.set(set_name))
+    listing = requests.get_elements(table, table.set(set_name))
     listing.tolerated = frozenset((errno.ENOENT,))
-    return [raw for body in socket.dump(listing) for raw in messages.elements_of(body)]
+    return [raw for body in socket.dump(listing) for raw in requests.elements_of(body)]
 
 
-def delete_elements(socket: NetlinkSocket, table: Table, elements: Sequence[tuple[str, messages.RawElement]]) -> None:
+def delete_elements(socket: NetlinkSocket, table: Table, elements: Sequence[tuple[str, requests.RawElement]]) -> None:
     """Delete elements, each with its set's name, as they were listed, in one transaction."""
     if elements:
-        _transaction(socket, [messages.delete_raw_elements(table, table.set(name), [raw]) for name, raw in elements])
+        _transaction(socket, [requests.delete_raw_elements(table, table.set(name), [raw]) for name, raw in elements])
 
 
 def _remove_where(socket: NetlinkSocket, table: Table, goes: Callable[[str], bool], *, drop: bool) -> None:
@@ -268,7 +272,7 @@ def _remove_where(socket: NetlinkSocket, table: Table, goes: Callable[[str], boo
         for spec in table.sets:
             stale = [raw for raw in list_elements(socket, table, spec.name) if goes(raw.owner)]
             deletions += [
-                messages.delete_raw_elements(table, spec, stale[i : i + 100]) for i in range(0, len(stale), 100)
+                requests.delete_raw_elements(table, spec, stale[i : i + 100]) for i in range(0, len(stale), 100)
             ]
         if not deletions:
             break
@@ -289,10 +293,10 @@ def drop_if_empty(socket: NetlinkSocket, table: Table) -> None:
     pods = [spec for spec in table.sets if not spec.lasting]
     if not exists(socket, table) or has_elements(socket, table, pods):
         return
-    flush = [messages.flush_chain(table, chain) for chain in table.chains]
+    flush = [requests.flush_chain(table, chain) for chain in table.chains]
     try:
         _transaction(
-            socket, [*flush, *(messages.delete_empty_set(table, spec) for spec in pods), messages.delete_table(table)]
+            socket, [*flush, *(requests.delete_empty_set(table, spec) for spec in pods), requests.delete_table(table)]
         )
     except KernelError as error:
         if error.number not in (errno.EBUSY, errno.ENOENT):
@@ -302,12 +306,12 @@ def drop_if_empty(socket: NetlinkSocket, table: Table) -> None:
 def has_elements(socket: NetlinkSocket, table: Table, sets: Sequence[Set]) -> bool:
     """Whether any of the sets has an element. Older kernels do not count them: then the first datagram of a dump
     tells."""
-    for spec, answer in zip(sets, socket.exchange([messages.get_set(table, spec) for spec in sets]), strict=True):
-        count = messages.element_count(answer.bodies[0]) if answer.bodies else 0
+    for spec, answer in zip(sets, socket.exchange([requests.get_set(table, spec) for spec in sets]), strict=True):
+        count = requests.element_count(answer.bodies[0]) if answer.bodies else 0
         if count is None:
-            listing = messages.get_elements(table, spec)
+            listing = requests.get_elements(table, spec)
             listing.tolerated = frozenset((errno.ENOENT,))
-            count = sum(len(messages.elements_of(body)) for body in socket.first_of_dump(listing))
+            count = sum(len(requests.elements_of(body)) for body in socket.first_of_dump(listing))
         if count:
             return True
     return False

@@ -24,7 +24,7 @@ GENERATED_FOLDERS = {"build", "dist", "netloom.egg-info", "__pycache__"}
 # Two halves, usable apart: neither may need the other to be installed.
 HALVES = (("cni_plugins", "ipam"), ("meshproxy",))
 
-# Importing pyroute2 costs 50 to 150 ms and it speaks raw netlink attributes: these wrap it, all else takes their values.
+# Importing pyroute2 costs 50 to 150 ms and it speaks raw netlink attributes: these wrap it, all else takes values.
 PYROUTE2_MODULES = {
     "cni_plugins/conntrack.py",
     "cni_plugins/netlink.py",

@@ -52,7 +52,8 @@ def call(verb: str, config: Mapping[str, Any], *, netns: str, container_id: str,
         send(client, message(verb, config, **environ), places)
         for place in places:
             os.close(place)
-        assert [client.recv(1), client.recv(1)] == [WAIT, READY]
+        said = client.recv(1)
+        assert (client.recv(1) if said == WAIT else said) == READY
         client.send(GO)
         output = b""
         while (part := client.recv(MESSAGE_MAX + 1))[:1] == OUTPUT:

@@ -122,8 +122,10 @@ def test_silent_clients_are_hung_up_on_in_seconds(agent: RunningAgent, bridge: P
 def half_open(stop_after: bytes) -> Callable[[], float]:
     """A launcher that says no more once the agent has said `stop_after`; returns how long the agent bears it."""
 
+    verb = "GC" if stop_after == WAIT else "STATUS"
+
     def run() -> float:
-        message = clients.message("STATUS", {"cniVersion": "1.1.0", "name": "net", "type": "bridge"})
+        message = clients.message(verb, {"cniVersion": "1.1.0", "name": "net", "type": "bridge"})
         with connect(SOCKET, timeout_s=30) as client:
             clients.hand(client, message)
             while client.recv(1) != stop_after:
@@ -174,7 +176,7 @@ def test_a_launcher_that_says_go_twice_is_served_once(agent: RunningAgent, bridg
                 pass
             return found
 
-    assert (in_child(host, go_on_and_on) or b"").startswith(WAIT)
+    assert (in_child(host, go_on_and_on) or b"").startswith(READY)
     wait_until(lambda: len(agent.calls()) == 1, within=10)
     bridge.add(host.add_pod("a"))
     assert [line["verb"] for line in agent.calls()] == ["STATUS", "ADD"]

@@ -180,15 +180,6 @@ def test_a_plugin_whose_program_is_gone_answers_an_error_object(tmp_path: Path) 
     assert "/it's gone/python" in body["msg"]
 
 
-def test_a_plugin_whose_library_is_gone_answers_an_error_object(tmp_path: Path) -> None:
-    script = tmp_path / "bridge"
-    script.write_bytes(render(Program("bridge", __version__, sys.executable, (registry.SOURCE,))))
-    done = run(["/bin/sh", str(script)], environ_of("ADD"), b"{}")
-    body = json.loads(done.stdout)
-    assert (done.returncode, body["code"]) == (1, 100)
-    assert "pyroute2" in body["msg"]
-
-
 def test_running_a_plugin_writes_no_byte_code(tmp_path: Path) -> None:
     for package in ("cni_plugins", "ipam"):
         shutil.copytree(

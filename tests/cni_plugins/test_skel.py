@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,6 +101,17 @@ def test_a_defect_is_an_error_object_too(error: Exception, pod: str, capsys: pyt
     assert (exit_code, body["code"]) == (1, Code.INTERNAL)
     assert type(error).__name__ in str(body["details"])
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_library_that_is_gone_is_said_so(pod: str) -> None:
+    def fail(_: Call) -> None:
+        importlib.import_module("gone_library")
+
+    exit_code, body = ask("DEL", plugin_of(verb=fail), CNI_NETNS=pod)
+    assert body is not None
+    assert (exit_code, body["code"]) == (1, Code.INTERNAL)
+    assert "gone_library" in str(body["msg"])
+    assert "netloom install" in str(body["details"])
 
 
 def test_check_without_prev_result_is_refused(pod: str) -> None:
