@@ -79,7 +79,8 @@ class Chain:
             body["runtimeConfig"] = asked
         if result is not None:
             body["prevResult"] = result
-        return json.dumps(body).encode()
+        # As libcni writes it (Go, encoding/json): keys sorted, no white space.
+        return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
 @dataclass(slots=True)
