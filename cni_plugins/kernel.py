@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import ExitStack
 from functools import cache
@@ -32,6 +33,7 @@ def keep_sockets_open() -> None:
 def _removals() -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor  # the agent's alone: it brings logging
 
+    os.register_at_fork(after_in_child=_removals.cache_clear)  # a child has none of these threads
     return ThreadPoolExecutor(_REMOVALS, "removal", initializer=keep_sockets_open)
 
 
