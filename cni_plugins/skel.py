@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from . import turns
 from .errors import CniError, Code, from_import_error, from_os_error
 from .netns import Netns, open_netns, own_netns
 from .protocol import Call, config_version, decode_json, parse_call
@@ -87,6 +88,8 @@ def version_answer(stdin: bytes) -> Answer:
 
 def _dispatch(plugin: Plugin, call: Call, netns: Netns | None, opener: Callable[[str], Netns]) -> Answer:
     with ExitStack() as stack:
+        if call.command in ("ADD", "CHECK", "DEL"):
+            stack.enter_context(turns.alone(plugin.name, call.container_id, call.ifname))
         opened = netns or open_pod(call, stack, opener)
         call = replace(call, netns=opened)
         match call.command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -59,6 +60,32 @@ def test_calls_in_flight_end_well_when_it_is_told_to_end(
         assert [answer.result().exit_code for answer in answers] == [0] * len(pods)
     assert agent.wait() == 0
     assert sorted(line["containerID"] for line in agent.calls("ADD")) == sorted(pod.name for pod in pods)
+
+
+def test_a_del_waits_for_the_add_of_an_agent_that_ends(
+    agent: RunningAgent, gated: Plugins, gate: Gate, host: Namespace
+) -> None:
+    """Its launcher may be dead: the runtime's DEL finds no agent, and must not overtake what that one still does."""
+    pod = host.add_pod("pod")
+    with ThreadPoolExecutor(2) as pool:
+        added = pool.submit(gated.try_add, pod)
+        wait_until(lambda: len(gate.log) == 1, within=20)
+        agent.signal(signal.SIGTERM)
+        wait_until(lambda: not _accepts(host), within=10)
+        deleted = pool.submit(gated.try_delete, pod)
+        place = os.stat(host.path_from_outside("/run/netloom/calls.lock")).st_ino
+        wait_until(lambda: _waiters(place) == 1, within=20)
+        assert len(gate.log) == 1
+        gate.open()
+        assert (added.result().exit_code, deleted.result().exit_code) == (0, 0)
+    assert agent.wait() == 0
+    assert leftovers(host, links=LINKS) == []
+
+
+def _waiters(inode: int) -> int:
+    """Of /proc/locks: who waits for a lock of that file."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum("->" in line and f":{inode} " in line for line in lines)
 
 
 def _accepts(host: Namespace) -> bool:
