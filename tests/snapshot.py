@@ -72,7 +72,7 @@ def _files(host: Namespace) -> Iterator[str]:
         for at, _, names in os.walk(root):
             for name in names:
                 path = os.path.join(at, name)
-                if name not in _KEPT and not name.startswith("agent."):  # those of a running agent
+                if name not in _KEPT and not name.startswith(("agent.", "calls.")):  # those of agents
                     with open(path, "rb") as file:
                         yield f"file {folder}{path.removeprefix(root)}: {file.read()!r}"
 
