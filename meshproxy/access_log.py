@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from .config import AccessLog
-from .metrics import Statistics
+from meshproxy.config import AccessLog
+from meshproxy.metrics import Statistics
 
 FLUSH_S: Final = 0.25
 _FLUSH_BYTES = 64 * 1024
