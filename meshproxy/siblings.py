@@ -7,11 +7,13 @@ Each worker serves the same admin pages on a socket of its own, with `local`: fo
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 _ANSWER_S = 2.0
+_LINE_BYTES = 1 << 20  # of a record in /tail, with the longest of paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Siblings:
     async def follow(self, address: bytes, target: str) -> AsyncIterator[bytes]:
         """The stream that a sibling sends, by lines; ends with it."""
         try:
-            reader, writer = await asyncio.open_unix_connection(address, limit=1 << 20)
+            reader, writer = await _connect(address)
         except OSError:
             return
         try:
@@ -51,10 +53,21 @@ class Siblings:
             writer.close()
 
 
+async def _connect(address: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    # Connected here, since libuv takes no name that begins with NUL. It does not block: the peer need not accept.
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(address)
+        return await asyncio.open_unix_connection(sock=sock, limit=_LINE_BYTES)
+    except BaseException:
+        sock.close()
+        raise
+
+
 async def _ask(address: bytes, method: str, target: str) -> Answer:
     try:
         async with asyncio.timeout(_ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(address)
+            reader, writer = await _connect(address)
             try:
                 writer.write(f"{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
                 head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
