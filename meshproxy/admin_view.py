@@ -36,17 +36,19 @@ class Shown(Protocol):
     """What the pages need of the stack."""
 
     config: Config
-    clusters: Mapping[str, Cluster]
     statistics: Statistics
     request_log: RequestLog
+
+    @property
+    def clusters(self) -> Mapping[str, Cluster]: ...
 
     def not_ready(self) -> str | None:
         """Why it is not ready to take requests; None: it is."""
 
-    def reload(self) -> str | None:
+    async def reload_all(self) -> str | None:
         """Read the file again; the reason why it was refused, or None."""
 
-    def drain(self) -> None: ...
+    def drain_all(self) -> None: ...
 
     def listening(self) -> Mapping[str, str]:
         """By listener: address and port."""
@@ -150,18 +152,14 @@ class AdminView:
             await self._siblings.ask("POST", f"/logging?local=1&level={level}")
         return Reply(body=f"{level}\n")
 
-    async def _reload(self, query: Query) -> Reply:
-        reason = self._shown.reload()
+    async def _reload(self, _query: Query) -> Reply:
+        reason = await self._shown.reload_all()
         if reason is not None:
             return Reply(400, f"refused, the configuration before runs on:\n{reason}\n")
-        if not query.is_local:
-            await self._siblings.ask("POST", "/reload?local=1")
         return Reply(body="taken\n")
 
-    async def _drain(self, query: Query) -> Reply:
-        if not query.is_local:
-            await self._siblings.ask("POST", "/drain?local=1")
-        self._shown.drain()
+    async def _drain(self, _query: Query) -> Reply:
+        self._shown.drain_all()
         return Reply(body="draining\n")
 
     async def _tail(self, query: Query) -> Reply:
