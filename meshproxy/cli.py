@@ -1,4 +1,4 @@
-"""The command `meshproxy`: run it, check a file, ask a running one. Everything but the parser is imported when needed."""
+"""The command `meshproxy`: run a proxy, or check a file. All but the parser is imported when it is needed."""
 
 from __future__ import annotations
 

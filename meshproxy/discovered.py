@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import replace
 
+from meshproxy.balance.builds import TableBuilds
 from meshproxy.cluster import Cluster
 from meshproxy.config import ClusterConfig, DnsDiscovery, FileDiscovery, StaticDiscovery
 from meshproxy.discovery.source import Snapshot, Source
@@ -17,21 +17,18 @@ from meshproxy.log import LOGGER, fields
 from meshproxy.metrics import Statistics
 from meshproxy.shell import Shell
 
-# What may change in a cluster that lives on: it is read anew by each request, or each connection.
-_SOFT = ("discovery", "circuit_breaker", "connect_timeout_s", "idle_timeout_s")
-
 
 class DiscoveredCluster:
     """`cluster` is what requests see; it is `known` once it has had a first snapshot."""
 
-    __slots__ = ("_shell", "_statistics", "_tasks", "cluster", "known")
+    __slots__ = ("_shell", "_statistics", "_tasks", "_timer", "cluster", "known")
 
-    def __init__(self, config: ClusterConfig, *, shell: Shell, statistics: Statistics) -> None:
+    def __init__(self, config: ClusterConfig, *, shell: Shell, statistics: Statistics, builds: TableBuilds) -> None:
         self._shell = shell
         self._statistics = statistics
         self._tasks: list[asyncio.Task[None]] = []
-        self.cluster = Cluster(config, random=shell.random)
-        self.cluster.stats = statistics.cluster(config.name)
+        self._timer: asyncio.TimerHandle | None = None
+        self.cluster = Cluster(config, random=shell.random, builds=builds, stats=statistics.cluster(config.name))
         self.known = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -43,15 +40,19 @@ class DiscoveredCluster:
             self._take(config.discovery.endpoints)
         else:
             self._start("discovery", self._follow(source_of(config.discovery)))
+        self._watch_ejections()
 
     def adopt(self, config: ClusterConfig) -> bool:
         """Go on with another configuration, keeping endpoints and their pools; False: that takes a new cluster."""
         before = self.cluster.config
         if not is_adoptable(before, config):
             return False
-        self.cluster.config = config
+        if config == before:
+            return True
+        self.cluster.reconfigure(config)
         if isinstance(config.discovery, StaticDiscovery) and config.discovery != before.discovery:
             self._take(config.discovery.endpoints)
+        self._watch_ejections()
         return True
 
     def end(self) -> None:
@@ -59,7 +60,19 @@ class DiscoveredCluster:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
-        self.cluster.update(())
+        if self._timer is not None:
+            self._timer.cancel()
+        self.cluster.close()
+
+    def _watch_ejections(self) -> None:
+        """Let ejected endpoints return, looked at once each interval."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        detection = self.cluster.config.outlier_detection
+        if detection is not None:
+            self.cluster.end_ejections()
+            self._timer = self._shell.loop.call_later(detection.interval_s, self._watch_ejections)
 
     def _take(self, snapshot: Snapshot) -> None:
         self._statistics.cluster(self.cluster.name).snapshots += 1
@@ -88,9 +101,8 @@ def source_of(discovery: FileDiscovery | DnsDiscovery) -> Source:
 
 
 def is_adoptable(before: ClusterConfig, after: ClusterConfig) -> bool:
-    """Whether only that changes which a living cluster can take: its static endpoints, limits, timeouts."""
-    if before.discovery != after.discovery and not (
-        isinstance(before.discovery, StaticDiscovery) and isinstance(after.discovery, StaticDiscovery)
-    ):
+    """Whether a living cluster can go over: not to another protocol, whose connections differ, or another source."""
+    if before.protocol != after.protocol or before.health_check != after.health_check:
         return False
-    return replace(after, **{name: getattr(before, name) for name in _SOFT}) == before
+    both_static = isinstance(before.discovery, StaticDiscovery) and isinstance(after.discovery, StaticDiscovery)
+    return both_static or before.discovery == after.discovery

@@ -92,9 +92,7 @@ def _run_worker(
         index=index,
         signal_parent=partial(os.kill, os.getppid()),
     )
-    return _run_loop(
-        _Task(path=path, config=config, surroundings=surroundings, on_ready=on_ready, lifeline=lifeline)
-    )
+    return _run_loop(_Task(path=path, config=config, surroundings=surroundings, on_ready=on_ready, lifeline=lifeline))
 
 
 def _run_loop(task: _Task) -> int:
@@ -102,7 +100,20 @@ def _run_loop(task: _Task) -> int:
         return runner.run(_serve(task))
 
 
+class _Ended(Exception):
+    """The stack is done: what is left of its tasks may be cancelled."""
+
+
 async def _serve(task: _Task) -> int:
+    with contextlib.suppress(_Ended):
+        try:
+            await _serve_to_end(task)
+        except* _Ended as ended:
+            raise _Ended from ended
+    return 0
+
+
+async def _serve_to_end(task: _Task) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
         stack = Stack(task.config, task.surroundings, tasks=tasks)
@@ -114,20 +125,19 @@ async def _serve(task: _Task) -> int:
             loop.add_signal_handler(signal.SIGINT, lambda: None)
             loop.add_reader(task.lifeline, _on_orphaned, loop, task.lifeline, stack)
         await stack.start()
-        loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(stack.reload()) and None)
+        loop.add_signal_handler(signal.SIGHUP, lambda: bool(tasks.create_task(stack.reload())))
         loop.add_signal_handler(signal.SIGUSR1, stack.request_log.reopen)
         # What lives by now lives on: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
         task.on_ready()
-        watching = tasks.create_task(_watch(FileWatch(task.path), stack)) if task.lifeline is None else None
+        if task.lifeline is None:
+            tasks.create_task(_watch(FileWatch(task.path), stack))
         if task.offered is not None:
             _offer_in_thread(task.offered, task.surroundings.sockets)
         await stack.ended.wait()
-        if watching is not None:
-            watching.cancel()
         stack.stop()
-    return 0
+        raise _Ended
 
 
 async def _watch(watch: FileWatch, stack: Stack) -> None:

@@ -11,12 +11,13 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from meshproxy.access_log import FLUSH_S, RequestLog
 from meshproxy.admin import Admin
 from meshproxy.admin_view import AdminView
+from meshproxy.balance.builds import TableBuilds
 from meshproxy.cluster import Cluster
 from meshproxy.config import Config, Listener
 from meshproxy.config_file import ConfigFault
@@ -42,7 +43,7 @@ class Surroundings:
 
     load: Callable[[], Config]  # raises ConfigFault
     sockets: ListeningSockets
-    siblings: Siblings = Siblings()
+    siblings: Siblings = field(default_factory=Siblings)
     local: socket.socket | None = None  # where the siblings ask this one
     index: int = 0  # which of the workers
     # Of one of several workers: its parent binds, and is told what concerns all.
@@ -61,6 +62,7 @@ class Stack:
         self._loop = asyncio.get_running_loop()
         self._tasks = tasks
         self._shell = Shell(self._loop, tasks)
+        self._builds = TableBuilds(self._loop.call_soon)
         self._clusters: dict[str, DiscoveredCluster] = {}
         self._shown: dict[str, Cluster] = {}
         self._listening: dict[Place, Serving] = {}
@@ -192,7 +194,9 @@ class Stack:
         made: dict[str, DiscoveredCluster] = {}
         for cluster in config.clusters:
             if cluster in begin:
-                made[cluster.name] = DiscoveredCluster(cluster, shell=self._shell, statistics=self.statistics)
+                made[cluster.name] = DiscoveredCluster(
+                    cluster, shell=self._shell, statistics=self.statistics, builds=self._builds
+                )
                 made[cluster.name].begin()
             else:
                 made[cluster.name] = self._clusters[cluster.name]
@@ -215,9 +219,9 @@ class Stack:
         for place, one in wanted.items():
             if place not in self._listening:
                 self._listening[place] = self._make_listening(place, one, routers[place], shown)
-        before, self._clusters, self._shown, self.config = self._clusters, clusters, shown, config
         for cluster in config.clusters:
             clusters[cluster.name].adopt(cluster)
+        before, self._clusters, self._shown, self.config = self._clusters, clusters, shown, config
         for place in [place for place in self._listening if place not in wanted]:
             leaving = self._listening.pop(place)
             leaving.drain(within_s=config.drain_s)
@@ -280,5 +284,3 @@ class Stack:
         if not self.ended.is_set():
             LOGGER.info("ending %s", fields(connections=self._connections()))
             self.ended.set()
-
-

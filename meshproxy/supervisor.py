@@ -52,7 +52,15 @@ class RunWorker(Protocol):
     """Runs one worker, in its own process, to its end; returns the exit code."""
 
     def __call__(
-        self, config: Config, sockets: ListeningSockets, workers: list[Worker], /, *, index: int, ready: int, lifeline: int
+        self,
+        config: Config,
+        sockets: ListeningSockets,
+        workers: list[Worker],
+        /,
+        *,
+        index: int,
+        ready: int,
+        lifeline: int,
     ) -> int:
         """`ready`: where to write a byte when it serves. `lifeline`: at its end of file the parent is gone."""
 
@@ -88,8 +96,8 @@ class Supervisor:
             while not self.is_stopping or self._living():
                 for key, _ in selector.select(0.05 if self._waits_for_ready() else _TICK_S):
                     if key.fd == wake_reader:
-                        for number in os.read(wake_reader, 1024):
-                            self._on_signal(signal.Signals(number))
+                        for byte in os.read(wake_reader, 1024):
+                            self._on_signal(signal.Signals(byte))
                     elif self.offered is not None and not self.is_stopping:
                         self._hand_over()
                         if self.is_stopping:
