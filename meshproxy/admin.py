@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import parse_qsl
 
 _MAX_HEAD_BYTES = 16 * 1024
@@ -38,7 +39,7 @@ class Reply:
     status: int = 200
     body: bytes | str = b""
     content_type: str = TEXT
-    stream: Callable[[Send], Awaitable[None]] | None = None
+    stream: Callable[[Send], Coroutine[Any, Any, None]] | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -93,6 +94,8 @@ class Admin:
                 pass
         except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
             pass  # the client's matter
+        except asyncio.CancelledError:
+            pass  # the loop ends; Python 3.11's streams would report it as an error
         finally:
             self._open.discard(writer)
             writer.close()
@@ -108,24 +111,24 @@ class Admin:
             async with asyncio.timeout(_IDLE_S):
                 head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            await _send(writer, Reply(431, "the head is too large\n"), method="GET", keep=False)
+            await _send(writer, Reply(431, "the head is too large\n"))
             return False
         lines = head.split(b"\r\n")
         match = _REQUEST_LINE.fullmatch(lines[0])
         fields = _fields(lines[1:-2])
         if match is None or fields is None or "transfer-encoding" in fields:
-            await _send(writer, Reply(400, "no request that is understood here\n"), method="GET", keep=False)
+            await _send(writer, Reply(400, "no request that is understood here\n"))
             return False
         method = match[1].decode()
         path, _, query = match[2].decode().partition("?")
         length = fields.get("content-length", "0")
         if not length.isdigit() or len(length) > 8 or int(length) > _MAX_BODY_BYTES:
-            await _send(writer, Reply(413, "no body is needed here\n"), method=method, keep=False)
+            await _send(writer, Reply(413, "no body is needed here\n"))
             return False
         await reader.readexactly(int(length))
         keep = lines[0].endswith(b"1.1") and fields.get("connection", "").lower() != "close"
         reply = refuse_browsers(fields) or await self._answer(method, path, Query(dict(parse_qsl(query))))
-        await _send(writer, reply, method=method, keep=keep)
+        await _send(writer, reply, method=method, keep=keep, reader=reader)
         return keep and reply.stream is None
 
     async def _answer(self, method: str, path: str, query: Query) -> Reply:
@@ -170,7 +173,14 @@ def _fields(lines: list[bytes]) -> dict[str, str] | None:
     return found
 
 
-async def _send(writer: asyncio.StreamWriter, reply: Reply, *, method: str, keep: bool) -> None:
+async def _send(
+    writer: asyncio.StreamWriter,
+    reply: Reply,
+    *,
+    method: str = "GET",
+    keep: bool = False,
+    reader: asyncio.StreamReader | None = None,
+) -> None:
     body = reply.body.encode() if isinstance(reply.body, str) else reply.body
     lines = [
         f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}",
@@ -184,7 +194,7 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply, *, method: str, keep
         lines.append("connection: close")
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if method == "HEAD" else body))
     await writer.drain()
-    if reply.stream is not None and method != "HEAD":
+    if reply.stream is not None and reader is not None and method != "HEAD":
 
         async def send(part: bytes) -> None:
             if writer.is_closing():
@@ -192,4 +202,7 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply, *, method: str, keep
             writer.write(part)
             await writer.drain()
 
-        await reply.stream(send)
+        async with asyncio.TaskGroup() as group:
+            stream = group.create_task(reply.stream(send))
+            await reader.read(1)  # a client that follows has nothing to say: this is its end
+            stream.cancel()

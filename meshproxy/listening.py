@@ -38,6 +38,12 @@ def place_of(name: str, address: str, port: int) -> Place:
     return f"{where}:{port}" if port else f"{where}:{name}"
 
 
+def where_of(sock: socket.socket) -> str:
+    """`address:port` that a socket really listens on."""
+    address, port = sock.getsockname()[:2]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def places(config: Config) -> dict[Place, tuple[str, int]]:
     """All that a configuration listens on, the admin endpoint included."""
     found = {place_of(one.name, one.address, one.port): (one.address, one.port) for one in config.listeners}

@@ -9,6 +9,7 @@ import asyncio
 import socket
 
 from meshproxy.listener import ListenerRuntime
+from meshproxy.listening import where_of
 from meshproxy.server import Server
 
 # How long a connection that is idle when a drain begins may still bring a request, whose answer then says that the
@@ -32,8 +33,7 @@ class Serving:
 
     @property
     def where(self) -> str:
-        address = self._sockets[0].getsockname() if self._sockets and self._sockets[0].fileno() >= 0 else ("closed", 0)
-        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        return where_of(self._sockets[0]) if self._sockets and self._sockets[0].fileno() >= 0 else "closed"
 
     @property
     def connections(self) -> int:

@@ -23,7 +23,16 @@ from meshproxy.config import Config, Listener
 from meshproxy.config_file import ConfigFault
 from meshproxy.discovered import DiscoveredCluster, is_adoptable
 from meshproxy.listener import ListenerRuntime
-from meshproxy.listening import ADMIN, BACKLOG, CannotListen, ListeningSockets, Place, place_of, places
+from meshproxy.listening import (
+    ADMIN,
+    BACKLOG,
+    CannotListen,
+    ListeningSockets,
+    Place,
+    place_of,
+    places,
+    where_of,
+)
 from meshproxy.log import LOGGER, fields
 from meshproxy.metrics import Statistics
 from meshproxy.route import Router
@@ -103,7 +112,7 @@ class Stack:
         await self._start_admin()
         self._flush_later()
         self._is_started = True
-        LOGGER.info("serving %s", fields(**self.listening()))
+        LOGGER.info("serving %s", fields(**self.listening(), admin=self._admin_at()))
 
     async def reload(self) -> str | None:
         """Read the file again and go over to it; the reason why it was refused, or None."""
@@ -265,6 +274,12 @@ class Stack:
             self._admin_servers.append(server)
         if (local := self._surroundings.local) is not None:
             self._admin_servers.append(await asyncio.start_unix_server(self._admin.serve, sock=local.dup()))
+
+    def _admin_at(self) -> str:
+        if self.config.admin is None:
+            return "off"
+        place = place_of(ADMIN, self.config.admin.address, self.config.admin.port)
+        return where_of(self._surroundings.sockets.share(place, self._surroundings.index)[0])
 
     def _flush_later(self) -> None:
         self.request_log.flush()
