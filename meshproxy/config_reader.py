@@ -153,7 +153,7 @@ class Reader:
         """A tuple from a list; one value alone stands for a list of it."""
         if isinstance(node, yaml.SequenceNode):
             items = node.value
-        elif is_null(node) or (isinstance(node, yaml.MappingNode) and not is_dataclass(annotation)):
+        elif is_null(node) or not self._may_stand_alone(node, annotation):
             return self.refuse(node, where, "a list")
         else:
             return self._whole([self.value(node, annotation, where, name=name)])
@@ -163,6 +163,11 @@ class Reader:
             self.lines[at] = line_of(item)
             values.append(self.value(item, annotation, at, name=name))
         return self._whole(values)
+
+    def _may_stand_alone(self, node: yaml.Node, annotation: Any) -> bool:
+        if isinstance(node, yaml.MappingNode):
+            return is_dataclass(annotation)
+        return annotation in self.specials or not is_dataclass(annotation)
 
     @staticmethod
     def _whole(values: list[Any]) -> Any:
