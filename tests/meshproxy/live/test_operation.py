@@ -186,7 +186,9 @@ def test_a_frozen_endpoint_is_given_up_after_the_tries_time(stack: ExitStack, tm
 def test_one_of_three_that_always_fails_is_not_seen_by_clients(stack: ExitStack, tmp_path: Path) -> None:
     good, other, bad = endpoint(stack), endpoint(stack), endpoint(stack, "fail")
     route = "retry: {retry_on: [5xx], num_retries: 3}"
-    running = proxy(stack, tmp_path, config_of(good, other, bad, route=route, more="    outlier_detection: {}\n"))
+    # Until it is ejected, after five failures in a row, all of them may be in back-off at the same time.
+    more = "    outlier_detection: {}\n    circuit_breaker: {min_retry_concurrency: 5}\n"
+    running = proxy(stack, tmp_path, config_of(good, other, bad, route=route, more=more))
     with Load(running.port) as load:
         load.more(500)
     assert load.failures == []
