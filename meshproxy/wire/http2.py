@@ -157,6 +157,11 @@ class Connection:
         """A head, a frame or the preface has begun and not ended: the shell bounds how long that may take."""
         return self._block is not None or bool(self._rest) or bool(self._unpreface) or not self.has_settings
 
+    @property
+    def head_stream(self) -> int:
+        """The stream of a head that has begun and not ended, or 0."""
+        return self._block_stream if self._block is not None else 0
+
     def receive(self, data: bytes) -> None:
         """Take what came. Afterwards look at `fault` and send `out`."""
         if self.fault is not None:

@@ -19,6 +19,7 @@ from hpack.struct import NeverIndexedHeaderTuple
 from meshproxy.message import Fields, RequestHead, ResponseHead
 from meshproxy.wire.hpack import (
     ENCODED,
+    encode_ids,
     KNOWN,
     VALUE,
     NeverIndexed,
@@ -45,25 +46,44 @@ _MAX_BLOCK_BYTES: Final = 2048  # of a remembered one: 2048 of them, decoded, ar
 _MAX_SHAPES: Final = 8  # of one connection
 _MAX_HOLES: Final = 4
 _MAX_FAILURES: Final = 16  # to find holes for some names: then it is not tried again
-# What a hole may be. Others frame the message or are looked at together with their like.
+# Set aside from a request's fields: whoever forwards it replaces or reads them each time, and appends them again.
+ASIDE: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"traceparent", b"grpc-timeout"))
+# What no hole may be: these frame the message, or are looked at together with their like.
 _NEVER_A_HOLE: Final = frozenset((b":method", b":scheme", b":authority", b":status", b"host", b"cookie", b"te"))
-_NEVER_FORWARDED: Final = frozenset((b"host",))
 
 
 class HeadTooLarge(Exception):
     """The header list is beyond the limit: 431 for a request, a failed attempt for an answer."""
 
 
+_NOTHING_ASIDE: Final[dict[bytes, bytes]] = {}
+
+
 class Block:
     """What a header block means. Shared between the requests that sent equal blocks, so never changed.
 
-    `wire` has `fields` as bytes that any decoder takes. Both leave out what RequestHead leaves out.
+    `wire` has `fields` as bytes that any decoder takes. Both leave out what RequestHead leaves out, and what is in
+    `aside` (values by name, several lines joined).
     """
 
-    __slots__ = ("authority", "content_length", "fields", "method", "path", "scheme", "size", "status", "wire")
+    __slots__ = (
+        "aside",
+        "authority",
+        "content_length",
+        "fields",
+        "has_request_id",
+        "method",
+        "path",
+        "scheme",
+        "size",
+        "status",
+        "wire",
+    )
 
     def __init__(self, fields: Fields, wire: bytes, size: int) -> None:
         self.fields = fields
+        self.aside: dict[bytes, bytes] = _NOTHING_ASIDE
+        self.has_request_id = False
         self.wire = wire
         self.size = size  # as RFC 9113 10.5.1 counts it
         self.content_length: int | None = None
@@ -72,7 +92,7 @@ class Block:
 
     def request_head(self, *, end: bool) -> RequestHead:
         upgrade = b"connect" if self.method == b"CONNECT" else None
-        return RequestHead(
+        head = RequestHead(
             self.method,
             self.scheme,
             self.authority,
@@ -84,6 +104,9 @@ class Block:
             self,
             fields_of,
         )
+        if self.aside:
+            head.added = list(self.aside.items())
+        return head
 
     def response_head(self, *, end: bool) -> ResponseHead:
         return ResponseHead(self.status, None, self.content_length, not end, self, fields_of)
@@ -111,7 +134,7 @@ def encode_request(head: RequestHead) -> bytes:
     if type(origin) is Block:
         block += origin.wire
         if head.added:
-            block += b"".join(map(ENCODED.__getitem__, head.added))
+            block += encode_ids(head.added)
     else:
         block += b"".join(map(ENCODED.__getitem__, head.fields))
     if head.content_length is not None:
@@ -126,7 +149,7 @@ def encode_response(head: ResponseHead) -> bytes:
     if type(origin) is Block:
         block += origin.wire
         if head.added:
-            block += b"".join(map(ENCODED.__getitem__, head.added))
+            block += encode_ids(head.added)
     else:
         block += b"".join(map(ENCODED.__getitem__, head.fields))
     if head.content_length is not None:
@@ -160,7 +183,10 @@ class _Found:
 
     __slots__ = ("block", "host", "pseudo")
 
-    def __init__(self, raws: Sequence[bytes], fields: Fields, *, allowed: frozenset[bytes]) -> None:
+    def __init__(
+        self, raws: Sequence[bytes], fields: Fields, *, allowed: frozenset[bytes], aside: frozenset[bytes] = frozenset()
+    ) -> None:
+        put_aside: dict[bytes, bytes] = {}
         kept: Fields = []
         wire: list[bytes] = []
         cookie = -1  # where the first one stands
@@ -184,6 +210,8 @@ class _Found:
                 if self.host is not None:
                     raise _malformed("two hosts")
                 self.host = value
+            elif name in aside:
+                put_aside[name] = put_aside[name] + b", " + value if name in put_aside else value
             elif name == b"cookie" and cookie >= 0:
                 # RFC 9113 8.2.3: one line for whoever is not HTTP/2, and cheaper for whoever is.
                 first = kept[cookie]
@@ -200,6 +228,7 @@ class _Found:
             kept, b"".join(wire), sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in fields)
         )
         self.block.content_length = length
+        self.block.aside = put_aside or _NOTHING_ASIDE
 
 
 _REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
@@ -208,8 +237,9 @@ _RESPONSE_PSEUDO: Final = frozenset((b":status",))
 
 def request_block(raws: Sequence[bytes], fields: Fields) -> Block:
     """The rules of RFC 9113 8.3.1 and 8.5. Raises StreamFault."""
-    found = _Found(raws, fields, allowed=_REQUEST_PSEUDO)
+    found = _Found(raws, fields, allowed=_REQUEST_PSEUDO, aside=ASIDE)
     block, pseudo = found.block, found.pseudo
+    block.has_request_id = any(name == b"x-request-id" for name, _ in block.fields)
     method = pseudo.get(b":method")
     if method is None or not _METHOD.fullmatch(method):
         raise _malformed(":method")
@@ -250,6 +280,7 @@ def trailer_block(raws: Sequence[bytes], fields: Fields) -> Block:
 
 _PATH_HOLE: Final = -1
 _LENGTH_HOLE: Final = -2
+_ASIDE_HOLE: Final = -3
 
 
 class Shape:
@@ -294,7 +325,13 @@ class Shape:
         count = 0  # of the fields that are forwarded as such
         for index, (raw, field) in enumerate(zip(raws, fields, strict=True)):
             name = field[0]
-            place = _PATH_HOLE if name[0] == 0x3A else _LENGTH_HOLE if name == b"content-length" else count
+            place = count
+            if name[0] == 0x3A:
+                place = _PATH_HOLE
+            elif name == b"content-length":
+                place = _LENGTH_HOLE
+            elif name in block.aside:
+                place = _ASIDE_HOLE
             if index not in indexes:
                 runs[-1] += raw
                 wires[-1] += _plain(raw, field) if place >= 0 else b""
@@ -308,8 +345,10 @@ class Shape:
                 wires.append(b"")
             count += place >= 0
         # All but pseudo-headers and the length has to be forwarded as it comes, or places would mean nothing.
-        if count != len(block.fields) or any(name in _NEVER_FORWARDED for name, _ in fields):
+        if count != len(block.fields) or any(name == b"host" for name, _ in fields):
             return False
+        if _ASIDE_HOLE in [place for _, place in holes] and len({name for name, _ in fields}) < len(fields):
+            return False  # lines might have been joined
         self._raws, self._block = raws, block
         self._runs, self._wires, self._holes = runs, wires, holes
         self._size = block.size - sum(len(fields[index][1]) for index in indexes)
@@ -321,7 +360,7 @@ class Shape:
         if not data.startswith(runs[0]):
             return None
         model, wires = self._block, self._wires
-        fields, length, path = model.fields.copy(), model.content_length, model.path
+        fields, length, path, aside = model.fields.copy(), model.content_length, model.path, model.aside
         size = self._size
         wire = [wires[0]]
         position = len(runs[0])
@@ -345,8 +384,12 @@ class Shape:
                 wire.append(data[position:end])
             elif place == _PATH_HOLE:
                 path = _path_of(value, model.method)
-            else:
+            elif place == _LENGTH_HOLE:
                 length = _length_of(value)
+            else:
+                if not VALUE.fullmatch(value):
+                    raise _malformed(f"value of field {name!r}")
+                aside = {**aside, name: value}
             wire.append(wires[number])
             size += len(value)
             position = end + len(run)
@@ -354,6 +397,7 @@ class Shape:
             return None
         block = Block(fields, b"".join(wire), size)
         block.content_length = length
+        block.aside, block.has_request_id = aside, model.has_request_id
         block.method, block.scheme, block.authority, block.path = model.method, model.scheme, model.authority, path
         block.status = model.status
         return block

@@ -228,6 +228,8 @@ class Stream:
         self.local_open = False
         if not self.remote_open:
             self.close()
+        elif self.connection.is_server:
+            self.reset(Code.NO_ERROR)  # the answer is there: the rest of the request is of no use (RFC 9113 8.1)
 
     def end_remote(self) -> None:
         self.remote_open = False
