@@ -19,6 +19,7 @@ from meshproxy.balance.round_robin import RoundRobin, WeightedRoundRobin
 from meshproxy.config import ClusterConfig, EndpointConfig
 from meshproxy.discovery.source import Snapshot
 from meshproxy.endpoint import Endpoint
+from meshproxy.metrics import ClusterStats
 
 __all__ = ["Cluster", "Endpoint"]
 
@@ -79,7 +80,7 @@ class Cluster:
         self.picks = 0  # attempts, all told; of them
         self.retries = 0
         self.is_discovered = False  # a first snapshot has come
-        self.stats: object = None  # metrics.py's, set by the stack
+        self.stats = ClusterStats()  # the stack sets its own, kept over a reload
         self._clock = clock
         self._random = random
         self._by_key: dict[str, Endpoint] = {}

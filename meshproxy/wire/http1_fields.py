@@ -17,6 +17,7 @@ VALUE_LINE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
 _FIELD = re.compile(rb"(%b):[ \t]*+((?:[^\x00-\x20\x7f]++(?:[ \t]++(?!\r))?+)*+)[ \t]*+\r\n" % TOKEN)
 _FIELD_BLOCK = re.compile(rb"(?:%b:%b)*+" % (TOKEN, VALUE_LINE))
 _FIND_BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_MAX_EXPRESSIONS = 256
 # A length beyond this is no length but an attempt to overflow one: 10^15 bytes.
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 
@@ -71,11 +72,36 @@ def fields_of_lines(lines: bytes, start: int) -> Fields:
     return [(name.lower(), value) for name, value in _FIELD.findall(lines, start)]
 
 
-def fields_of(origin: object) -> Fields:
-    """ReadOrigin of HTTP/1: the fields of a validated head without its blank line, but host and content-length."""
-    assert isinstance(origin, bytes)
-    pairs = fields_of_lines(origin, origin.find(b"\n") + 1)
-    return [pair for pair in pairs if pair[0] != b"host" and pair[0] != b"content-length"]
+class Http1Origin:
+    """ReadOrigin of HTTP/1: a validated head without its blank line. Host and content-length are in it, but no fields.
+
+    Called, it reads all fields (3 us for eight); `values` finds one (0.4 us).
+    """
+
+    __slots__ = ("_expressions",)
+
+    def __init__(self) -> None:
+        # By name; few, since only configured names are asked for, but bounded all the same.
+        self._expressions: dict[bytes, re.Pattern[bytes]] = {}
+
+    def __call__(self, origin: object) -> Fields:
+        assert isinstance(origin, bytes)
+        pairs = fields_of_lines(origin, origin.find(b"\n") + 1)
+        return [pair for pair in pairs if pair[0] != b"host" and pair[0] != b"content-length"]
+
+    def values(self, origin: object, name: bytes) -> list[bytes]:
+        assert isinstance(origin, bytes)
+        expression = self._expressions.get(name)
+        if expression is None:
+            if len(self._expressions) >= _MAX_EXPRESSIONS:
+                self._expressions.clear()
+            expression = self._expressions[name] = re.compile(
+                rb"\n%b:[ \t]*+([^\r]*?)[ \t]*+\r" % any_case(name.decode("latin-1"))
+            )
+        return expression.findall(origin)
+
+
+HTTP1: Final = Http1Origin()
 
 
 def connection_options(pairs: Fields) -> frozenset[bytes]:

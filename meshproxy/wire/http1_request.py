@@ -12,6 +12,7 @@ from typing import Final
 
 from meshproxy.message import Fields, RequestHead
 from meshproxy.wire.http1_fields import (
+    HTTP1,
     NEVER_HOP_BY_HOP,
     TOKEN,
     VALUE_LINE,
@@ -19,7 +20,6 @@ from meshproxy.wire.http1_fields import (
     any_case,
     connection_options,
     content_length_of,
-    fields_of,
     split_fields,
     without,
 )
@@ -49,7 +49,8 @@ _NOT_SPECIAL = rb"(?!(?:%b):)" % b"|".join(any_case(name) for name in _SPECIAL)
 # RFC 9112 3: no white space but the two spaces; a target in origin form has no fragment. Bytes above 0x7e do not belong
 # in a target, but clients send raw UTF-8 and every peer forwards it.
 _TARGET = rb"[^\x00-\x20\x7f#]*+"
-_HOST_VALUE = rb"[0-9A-Za-z.\-_~%!$&'()*+,;=:\[\]]++"
+# RFC 3986 3.2.2, without userinfo.
+_HOST_VALUE = rb"(?:[0-9A-Za-z.\-_~%!$&'()*+,;=]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5}+)?+"
 _QUICK = re.compile(
     rb"(%b) (/%b) HTTP/1\.1\r\n(?:"
     rb"%b%b:%b"  # most fields: told by their first letter
@@ -82,9 +83,7 @@ quick_match = _QUICK.match
 
 _REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]++) HTTP/([0-9])\.([0-9])\r\n" % TOKEN)
 _ABSOLUTE = re.compile(rb"(?i:(https?))://(%b)((?:/|\?)%b)?+" % (_HOST_VALUE, _TARGET))
-_AUTHORITY = re.compile(
-    rb"(?:[0-9A-Za-z.\-_~%!$&'()*+,;=]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5}+)?+"  # RFC 3986 3.2.2, without userinfo
-)
+_AUTHORITY = re.compile(_HOST_VALUE)
 _ORIGIN_FORM = re.compile(rb"/%b" % _TARGET)
 _SHORTEST_LINE = len(b"a:\r\n")
 
@@ -117,8 +116,6 @@ def read_request(data: bytes, *, max_fields: int) -> Request:
     if match is not None and match.end() == len(data) and match[3] is not None:
         if len(data) > max_fields * _SHORTEST_LINE and data.count(b"\n") - 2 > max_fields:
             raise BadMessage(431, f"more than {max_fields} fields")
-        if _AUTHORITY.fullmatch(match[3]) is None:
-            raise BadMessage(400, "bad host")
         return quick_request(match, data)
     return _read_slowly(data, max_fields=max_fields)
 
@@ -128,7 +125,7 @@ def quick_request(match: re.Match[bytes], data: bytes) -> Request:
     start, end = match.span(4)
     origin = data[:-2] if start < 0 else data[:start] + data[end:-2]
     length = None if match[5] is None else int(match[5])
-    head = RequestHead(match[1], b"http", match[3], match[2], None, length, bool(length), None, origin, fields_of)
+    head = RequestHead(match[1], b"http", match[3], match[2], None, length, bool(length), None, origin, HTTP1)
     if match[1] == b"CONNECT":
         raise BadMessage(400, "CONNECT wants a host and a port")
     return Request(head, has_identity=match[6] is not None)
@@ -190,7 +187,7 @@ def _target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes, by
     if target == b"*" and method == b"OPTIONS":
         return b"http", host, target
     absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None or _AUTHORITY.fullmatch(absolute[2]) is None:
+    if absolute is None:
         raise BadMessage(400, "bad target")
     # RFC 9112 3.2.2: a client must send the same in both; who reads only one of them would be led astray.
     if host and host.lower() != absolute[2].lower():

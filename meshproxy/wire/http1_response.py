@@ -11,11 +11,11 @@ from typing import Final
 
 from meshproxy.message import Fields, ResponseHead
 from meshproxy.wire.http1_fields import (
+    HTTP1,
     NEVER_HOP_BY_HOP,
     BadMessage,
     connection_options,
     content_length_of,
-    fields_of,
     split_fields,
     without,
 )
@@ -87,7 +87,7 @@ def _read(data: bytes, *, max_fields: int) -> Response:
     if declared is not None:
         lines.append(b"content-length: %d\r\n" % declared)
     origin = b"".join(lines)
-    head = ResponseHead(status, fields, declared, framing != NO_BODY, origin, fields_of)
+    head = ResponseHead(status, fields, declared, framing != NO_BODY, origin, HTTP1)
     return Response(head, framing, length=length, keep_alive=keep_alive)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from meshproxy.message import RequestHead, ResponseHead
-from meshproxy.wire.http1_fields import fields_of
+from meshproxy.wire.http1_fields import HTTP1
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def request_bytes(head: RequestHead) -> bytes:
     """A request's head, blank line included. A body of unknown length is announced as chunked."""
-    if head.read_origin is fields_of:
+    if head.read_origin is HTTP1:
         lines = [head.origin]
         fields = head.added
     else:
@@ -29,12 +29,12 @@ def request_bytes(head: RequestHead) -> bytes:
     if head.upgrade is not None and head.upgrade != b"connect":
         lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % head.upgrade)
     lines.append(b"\r\n")
-    return b"".join(lines)  # type: ignore[arg-type]  # the origin of fields_of is bytes
+    return b"".join(lines)  # type: ignore[arg-type]  # the origin of HTTP1 is bytes
 
 
 def response_lines(head: ResponseHead) -> bytes:
     """An answer's head but for what concerns the connection, and without the blank line."""
-    if head.read_origin is fields_of:
+    if head.read_origin is HTTP1:
         origin = head.origin
         assert isinstance(origin, bytes)
         return b"".join([origin, *[b"%b: %b\r\n" % pair for pair in head.added]]) if head.added else origin
