@@ -56,8 +56,10 @@ class Http2Protocol(asyncio.Protocol):
         "_is_waiting",
         "_reads",
         "_reads_at_tick",
+        "blocked_limit_s",
         "connection",
         "due_tick",
+        "head_limit_s",
         "shell",
         "slot",
         "transport",
@@ -70,6 +72,8 @@ class Http2Protocol(asyncio.Protocol):
         self.shell = shell
         self.due_tick = 0
         self.slot: set[Timed] | None = None
+        self.blocked_limit_s = 300.0
+        self.head_limit_s = 15.0
         self._is_waiting = False
         self._reads = 0
         self._reads_at_tick = 0
@@ -96,7 +100,7 @@ class Http2Protocol(asyncio.Protocol):
         try:
             self.connection.receive(data)
             self.on_read()
-        except Exception:  # noqa: BLE001 - the crash barrier of this connection: the others go on
+        except Exception:
             log.exception("a connection is given up: %r", self)
             self.connection.fail(ConnectionFault(Code.INTERNAL_ERROR, ""))
         finally:
@@ -161,9 +165,6 @@ class Http2Protocol(asyncio.Protocol):
             self.transport.write(data)
 
     # -- what the two sides do differently
-
-    blocked_limit_s: float = 300
-    head_limit_s: float = 15
 
     def on_read(self) -> None:
         """All that has come in one piece has been read."""

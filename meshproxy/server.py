@@ -14,6 +14,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from meshproxy.listener import ListenerRuntime
 from meshproxy.server_http1 import Http1Downstream
+from meshproxy.server_http2 import ServerConnection
 from meshproxy.shell import Timed
 from meshproxy.tcp_relay import TcpRelay
 
@@ -163,8 +164,7 @@ class Server:
         elif protocol == "tcp":
             connection = TcpRelay(self.listener, transport, self.forget)
         else:
-            transport.abort()
-            return accepted
+            connection = ServerConnection(self.listener, transport, self.forget)
         self._connections.discard(accepted)
         self._connections.add(connection)
         transport.set_protocol(connection)

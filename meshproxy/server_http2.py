@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from meshproxy.exchange import Exchange
@@ -16,7 +17,6 @@ from meshproxy.http2_transport import Http2Protocol
 from meshproxy.identity import forwarded_for, forwarded_proto
 from meshproxy.listener import ListenerRuntime
 from meshproxy.message import Fields, ProxyError, RequestHead, ResponseHead
-
 from meshproxy.wire.http2 import Connection
 from meshproxy.wire.http2_frames import Code
 from meshproxy.wire.http2_heads import Block, encode_response
@@ -77,7 +77,7 @@ class ServerStream(Stream):
     def on_end(self, trailers: Fields) -> None:
         self.exchange.on_request_end(trailers)
 
-    def on_reset(self, code: int, *, unprocessed: bool, detail: str) -> None:
+    def on_reset(self, code: int, *, unprocessed: bool, is_fault: bool, detail: str) -> None:  # noqa: ARG002
         self.exchange.on_client_gone()
 
     def on_blocked(self, *, is_blocked: bool) -> None:
@@ -130,18 +130,22 @@ class ServerStream(Stream):
 
 
 class ServerConnection(Http2Protocol):
-    """A client's connection. Give it to a transport, and its first bytes, preface included, to `data_received`."""
+    """A client's connection; its first bytes, preface included, are to come to `data_received`."""
 
-    __slots__ = ("_forwarded_mode", "_is_gone", "_own_fields", "listener", "peer_address", "stats")
+    __slots__ = ("_forget", "_forwarded_mode", "_is_gone", "_own_fields", "listener", "peer_address", "stats")
 
     stats: ListenerStats
 
-    def __init__(self, listener: ListenerRuntime) -> None:
+    def __init__(
+        self, listener: ListenerRuntime, transport: asyncio.Transport, forget: Callable[[object], None]
+    ) -> None:
         super().__init__(listener.shell)
+        self._forget = forget
         config = listener.config
         self.listener = listener
         self.stats = listener.stats
-        self.peer_address = ""
+        peer = transport.get_extra_info("peername")
+        self.peer_address = peer[0] if isinstance(peer, tuple) else ""
         self.blocked_limit_s = config.stream_idle_s
         self.head_limit_s = config.head_timeout_s
         self._forwarded_mode = config.forwarded_for
@@ -154,13 +158,9 @@ class ServerConnection(Http2Protocol):
             max_head_bytes=config.max_head_bytes,
             max_fields=config.max_headers,
         )
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        self.peer_address = peer[0] if isinstance(peer, tuple) else ""
         if self._forwarded_mode != "keep" and self.peer_address:
             self._own_fields = [(b"x-forwarded-for", self.peer_address.encode()), (b"x-forwarded-proto", b"http")]
-        super().connection_made(transport)
+        self.connection_made(transport)
 
     def identify(self, head: RequestHead, block: Block) -> None:
         """Say where the request came from. 0.9 us where the client said nothing of it."""
@@ -202,7 +202,7 @@ class ServerConnection(Http2Protocol):
     def on_goaway(self) -> None:
         self._close_if_done()
 
-    def on_forgotten(self, stream: Stream) -> None:
+    def on_forgotten(self, _stream: Stream, /) -> None:
         if self.connection.is_draining:
             self._close_if_done()
 
@@ -218,10 +218,11 @@ class ServerConnection(Http2Protocol):
 
     def on_stalled(self, stream: Stream) -> None:
         stream.reset(Code.CANCEL)
-        stream.on_reset(Code.CANCEL, unprocessed=False, detail="the client takes nothing")
+        stream.on_reset(Code.CANCEL, unprocessed=False, is_fault=False, detail="the client takes nothing")
 
     def on_gone(self) -> None:
         self._is_gone = True
+        self._forget(self)
 
     def _close_if_done(self) -> None:
         connection = self.connection

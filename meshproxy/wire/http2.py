@@ -58,7 +58,7 @@ class Owner(Protocol):
     def on_goaway(self) -> None:
         """The peer takes no more streams."""
 
-    def on_forgotten(self, stream: Stream) -> None:
+    def on_forgotten(self, stream: Stream, /) -> None:
         """A stream is over."""
 
 
@@ -190,7 +190,7 @@ class Connection:
         self.is_draining = True
         for stream in list(self.streams.values()):
             stream.close()
-            stream.on_reset(Code.INTERNAL_ERROR, unprocessed=False, detail=detail)
+            stream.on_reset(Code.INTERNAL_ERROR, unprocessed=False, is_fault=self.fault is not None, detail=detail)
 
     def drain(self) -> None:
         """Take no new streams but those under way (RFC 9113 6.8); `finish_drain` a round trip later."""
@@ -306,7 +306,7 @@ class Connection:
         self.was_reset(stream_id)
         if stream is not None:
             stream.close()
-            stream.on_reset(fault.code, unprocessed=False, detail=str(fault))
+            stream.on_reset(fault.code, unprocessed=False, is_fault=True, detail=str(fault))
 
     def _grant(self) -> None:
         if self._receive_left < 0:
@@ -396,7 +396,7 @@ class Connection:
             try:
                 block = self.reader.read(data)
             except HeadTooLarge:
-                self._refuse_head(stream_id)
+                self._refuse_head(stream_id, ended=bool(flags & END_STREAM))
                 return
             stream = self.owner.make_stream()
             stream.id = stream_id
@@ -449,14 +449,13 @@ class Connection:
         if stream_id not in self._reset_ids:
             raise ConnectionFault(Code.STREAM_CLOSED, "HEADERS on a closed stream")
 
-    def _refuse_head(self, stream_id: int) -> None:
+    def _refuse_head(self, stream_id: int, *, ended: bool) -> None:
         """431 by ourselves: nobody has to hear of this request (RFC 6585 5)."""
         self.allowance.spend("faults")
         stream = Stream(self)
         stream.id = stream_id
+        stream.remote_open = not ended
         stream.write_head(b"\x08\x03431", end=True)
-        self.out.append(frames.rst_stream_frame(stream_id, Code.NO_ERROR))
-        self.was_reset(stream_id)
 
     def check_not_idle(self, stream_id: int, what: str) -> None:
         """RFC 9113 5.1: most frames on a stream that was never opened cost the connection."""

@@ -48,7 +48,7 @@ def _on_rst_stream(connection: Connection, _flags: int, stream_id: int, payload:
     if stream is not None:
         code = int.from_bytes(payload, "big")
         stream.close()
-        stream.on_reset(code, unprocessed=code == Code.REFUSED_STREAM, detail=f"reset with {code}")
+        stream.on_reset(code, unprocessed=code == Code.REFUSED_STREAM, is_fault=False, detail=f"reset with {code}")
 
 
 def _on_settings(connection: Connection, flags: int, stream_id: int, payload: bytes, /) -> None:
@@ -115,7 +115,9 @@ def _on_goaway(connection: Connection, _flags: int, stream_id: int, payload: byt
         last = word_at(payload, 0)
         for stream in [stream for number, stream in connection.streams.items() if number > last]:
             stream.close()
-            stream.on_reset(Code.REFUSED_STREAM, unprocessed=True, detail="after the last stream of GOAWAY")
+            stream.on_reset(
+                Code.REFUSED_STREAM, unprocessed=True, is_fault=False, detail="after the last stream of GOAWAY"
+            )
     connection.owner.on_goaway()
 
 

@@ -19,12 +19,12 @@ from hpack.struct import NeverIndexedHeaderTuple
 from meshproxy.message import Fields, RequestHead, ResponseHead
 from meshproxy.wire.hpack import (
     ENCODED,
-    encode_ids,
     KNOWN,
     VALUE,
     NeverIndexed,
     check_field,
     decode_string,
+    encode_ids,
     literal_start,
     split_block,
     value_start,

@@ -81,8 +81,8 @@ class Stream:
     def on_end(self, trailers: Fields) -> None:
         raise NotImplementedError
 
-    def on_reset(self, code: int, *, unprocessed: bool, detail: str) -> None:
-        """The stream is gone, by the peer's word or by its fault. Nothing follows."""
+    def on_reset(self, code: int, *, unprocessed: bool, is_fault: bool, detail: str) -> None:
+        """The stream is gone: reset by the peer, lost with the connection, or for what the peer did wrong."""
         raise NotImplementedError
 
     def on_blocked(self, *, is_blocked: bool) -> None:

@@ -40,7 +40,7 @@ class RecordedStream(Stream):
     def on_end(self, trailers: Fields) -> None:
         self.events.append(("end", self.id, tuple(trailers)))
 
-    def on_reset(self, code: int, *, unprocessed: bool, detail: str) -> None:
+    def on_reset(self, code: int, *, unprocessed: bool, is_fault: bool, detail: str) -> None:
         self.events.append(("reset", self.id, code, unprocessed))
 
     def on_blocked(self, *, is_blocked: bool) -> None:
