@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Final, cast
 
 from meshproxy.shell import Shell, Timed
 from meshproxy.wire.http2 import Connection
@@ -87,9 +87,8 @@ class Http2Protocol(asyncio.Protocol):
     # -- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
+        self.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         self.shell.wheel.put(self, TICK_S)
         self.flush()
 
