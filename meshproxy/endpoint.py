@@ -143,5 +143,8 @@ class Endpoint:
         self.estimate_at = now
 
     def cost(self, now: float) -> float:
-        """Return the expected wait here, in seconds over weight; an estimate nobody renews fades."""
-        return self.rtt_s * exp((self.estimate_at - now) / self.decay_s) * (self.active + 1) / self.weight
+        """Return the expected wait here, in seconds; an estimate nobody renews fades.
+
+        Weights count for the requests in flight only: candidates are drawn by weight already.
+        """
+        return self.rtt_s * exp((self.estimate_at - now) / self.decay_s) * (self.active / self.weight + 1)

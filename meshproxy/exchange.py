@@ -7,118 +7,47 @@ run once a request; the rest serves bodies in pieces and what goes wrong.
 
 from __future__ import annotations
 
-import asyncio
-from typing import Final
-
-from meshproxy.cluster import Cluster, Endpoint
+from meshproxy.attempts import REPLAY_BYTES, Attempts, grpc_status_of
 from meshproxy.config import Forward
 from meshproxy.error_answer import error_answer
 from meshproxy.exchange_record import record_of
 from meshproxy.hash_key import hash_value
-from meshproxy.hedge import Hedge
 from meshproxy.listener import ListenerRuntime
-from meshproxy.message import ErrorKind, Fields, ProxyError, RequestHead, ResponseHead
+from meshproxy.message import Fields, ProxyError, RequestHead, ResponseHead
 from meshproxy.mirror import Mirror
 from meshproxy.outlier import status_of_grpc
-from meshproxy.parts import Downstream, UpstreamStream
-from meshproxy.retry import GAVE_UP_FIELD, back_off_s, decide, is_free, return_budget, take_budget
+from meshproxy.parts import Downstream
+from meshproxy.retry import GAVE_UP_FIELD, return_budget
 from meshproxy.route_plan import RoutePlan
-from meshproxy.shell import Timed, ticks
-from meshproxy.upstream import pool_of
+from meshproxy.shell import ticks
 from meshproxy.wire.http1_fields import HTTP1
 
-# What a request's body may grow to and still be sent twice; also what is kept while no connection is there to take it.
-REPLAY_BYTES: Final = 64 * 1024
-# A Retry-After beyond this is not waited for.
-MAX_RETRY_AFTER_S: Final = 5.0
 
-
-class Exchange:
-    """Also the AnswerReceiver of its attempts, one after the other; what it has reset calls no more."""
+class Exchange(Attempts):
+    """Also the AnswerReceiver of its attempts: they are attempts.py's, what becomes of their answers is told here."""
 
     __slots__ = (
-        "_active_tick",
-        "_attempt_at",
-        "_back_off",
-        "_body",
-        "_body_bytes",
         "_cookies",
-        "_deadline_tick",
-        "_first_byte_at",
-        "_forward",
-        "_hedge",
-        "_holds_retry",
-        "_idle_ticks",
-        "_is_answering",
-        "_is_replayable",
-        "_is_trying",
-        "_key",
         "_mirrors",
-        "_request_ended",
-        "_stream",
-        "_trailers",
-        "_try_tick",
-        "_wheel",
         "answer_bytes",
-        "answer_paused",
-        "attempts",
-        "cluster",
-        "downstream",
-        "due_tick",
-        "endpoint",
         "error",
         "grpc_status",
-        "head",
-        "is_done",
-        "listener",
         "plan",
         "request_bytes",
-        "slot",
-        "started_at",
         "status",
     )
 
     plan: RoutePlan
-    cluster: Cluster
-    _forward: Forward
 
     def __init__(self, downstream: Downstream, listener: ListenerRuntime, head: RequestHead) -> None:
-        self.downstream = downstream
-        self.listener = listener
-        self.head = head
-        self.endpoint: Endpoint | None = None  # of the running attempt, or of the last one
-        self.attempts = 0
+        super().__init__(downstream, listener, head)
         self.status = 0
         self.grpc_status: int | None = None
         self.error: ProxyError | None = None
-        self.is_done = False
-        self.started_at = 0.0
         self.request_bytes = 0
         self.answer_bytes = 0
-        self.answer_paused = False
-        self.due_tick = 0
-        self.slot: set[Timed] | None = None
-        self._wheel = listener.shell.wheel
-        self._stream: UpstreamStream | None = None
-        self._attempt_at = 0.0
-        self._first_byte_at = 0.0
-        self._body: list[bytes] | None = None
-        self._body_bytes = 0
-        self._trailers: Fields | None = None
-        self._request_ended = False
-        self._is_replayable = True
-        self._is_answering = False
-        self._is_trying = False
-        self._holds_retry = False
-        self._hedge: Hedge | None = None
         self._mirrors: list[Mirror] | None = None
-        self._back_off: asyncio.TimerHandle | None = None
         self._cookies: tuple[bytes, ...] = ()
-        self._key: int | None = None
-        self._deadline_tick = 0
-        self._try_tick = 0
-        self._active_tick = 0
-        self._idle_ticks = 0
 
     def __repr__(self) -> str:
         return f"<Exchange {self.head.method!r} {self.head.path!r} attempts={self.attempts} status={self.status}>"
@@ -244,17 +173,7 @@ class Exchange:
         if self._stream is not None:
             self._stream.resume_answer()
 
-    # -- called by the UpstreamStream and the pool
-
-    def on_upstream(self, stream: UpstreamStream) -> None:
-        self._stream = stream
-        if self.answer_paused:
-            stream.pause_answer()
-        self.replay(stream)
-        if self._body_bytes > REPLAY_BYTES and self._is_replayable:
-            self._is_replayable = False
-            self._body = None
-            self.downstream.resume_request()
+    # -- called by the UpstreamStream
 
     def on_interim(self, head: ResponseHead) -> None:
         if not self._is_answering:
@@ -280,7 +199,7 @@ class Exchange:
     def on_answer_end(self, trailers: Fields) -> None:
         for name, value in trailers:
             if name == b"grpc-status":
-                self.grpc_status = _grpc_status(value)
+                self.grpc_status = grpc_status_of(value)
         self._succeed()
         self.downstream.send_end(trailers)
 
@@ -302,24 +221,6 @@ class Exchange:
             head = self._edited(head)
         self._succeed()
         self.downstream.send_answer(head, data)
-
-    def on_failure(self, error: ProxyError) -> None:
-        if self.is_done:
-            return
-        self._stream = None
-        if self._hedge is not None:
-            self._end_attempt(None, error)
-            return  # the hedge may still answer
-        retry = self._forward.retry
-        replayable = self._is_replayable and not self._is_answering
-        if decide(
-            retry, method=self.head.method, attempts_made=self.attempts, error=error, replayable=replayable
-        ) and self._may_retry(error):
-            self._end_attempt(None, error)
-            self._repeat(error=error, retry_after=None)
-            return
-        self._end_attempt(None, error)
-        self._give_up(error)
 
     def pause_request(self) -> None:
         self.downstream.pause_request()
@@ -349,139 +250,7 @@ class Exchange:
         else:
             self._wind()
 
-    # -- called by the hedge
-
-    def replay(self, stream: UpstreamStream) -> None:
-        """Send what there is of the request."""
-        body = self._body
-        if body is None and not self._trailers:
-            stream.send_request(self.head, end=self._request_ended)
-            return
-        stream.send_request(self.head, end=False)
-        for data in body or ():
-            stream.send_data(data)
-        if self._request_ended:
-            stream.send_end(self._trailers or [])
-
-    def on_hedge_won(self, hedge: Hedge) -> None:
-        """The hedge's attempt is the exchange's from here on."""
-        self._hedge = None
-        if self._is_trying:
-            self._drop_stream()
-            self._end_attempt(None, ProxyError("endpoint", "per-try-timeout"))
-        self._is_trying = True
-        self._stream = hedge.stream
-        self.endpoint = hedge.endpoint
-        self._attempt_at = hedge.started_at
-
-    def on_hedge_failure(self, error: ProxyError) -> None:
-        hedge = self._hedge
-        if hedge is None:
-            return
-        self._hedge = None
-        hedge.endpoint.active -= 1
-        hedge.endpoint.report(None, error.kind, self.listener.shell.loop.time() - hedge.started_at)
-        if not self._is_trying:  # the first attempt has failed before
-            self._give_up(error)
-
-    # -- attempts
-
-    def _attempt(self, avoid: Endpoint | None) -> None:
-        self._back_off = None
-        cluster = self.cluster
-        endpoint = cluster.pick(self._key, avoid=avoid)
-        if endpoint is None:
-            cluster.stats.no_healthy_endpoint += 1
-            self._give_up(ProxyError("proxy", "no-healthy-endpoint"))
-            return
-        shell = self.listener.shell
-        self._attempt_at = shell.loop.time() if self.attempts else self.started_at
-        self.attempts += 1
-        cluster.stats.attempts += 1
-        pool = endpoint.pool
-        if pool is None:
-            pool = pool_of(endpoint, cluster, shell)
-        try:
-            stream = pool.open(self)
-        except ProxyError as error:
-            self._give_up(error)
-            return
-        self.endpoint = endpoint
-        self._is_trying = True
-        endpoint.active += 1
-        if self._forward.retry.per_try_timeout_s:
-            self._try_tick = self._wheel.tick + ticks(self._forward.retry.per_try_timeout_s)
-            self._wind()
-        if stream is not None:
-            if self._body is None and not self.answer_paused and not self._trailers:
-                self._stream = stream
-                stream.send_request(self.head, end=self._request_ended)
-            else:
-                self.on_upstream(stream)
-
-    def _is_retried(self, head: ResponseHead) -> bool:
-        """Whether the attempt that is answered so has been given up for another one."""
-        retry = self._forward.retry
-        if not retry.retry_on or self._is_answering:
-            return False
-        value = head.get(b"grpc-status")
-        grpc_status = None if value is None else _grpc_status(value)
-        if not decide(
-            retry,
-            method=self.head.method,
-            attempts_made=self.attempts,
-            status=head.status,
-            grpc_status=grpc_status,
-            replayable=self._is_replayable,
-            gave_up=head.get(GAVE_UP_FIELD) is not None,
-        ) or not self._may_retry(None):
-            return False
-        self._drop_hedge()
-        self._drop_stream()
-        self._end_attempt(head.status if grpc_status is None else status_of_grpc(grpc_status), None)
-        self._repeat(error=None, retry_after=_retry_after_s(head))
-        return True
-
-    def _may_retry(self, error: ProxyError | None) -> bool:
-        if is_free(error):
-            return True
-        if self._holds_retry:  # the budget's share goes from the attempt that ends to the one that follows
-            return_budget(self.cluster)
-            self._holds_retry = False
-        if not take_budget(self.cluster):
-            self.cluster.stats.retry_overflow += 1
-            return False
-        self._holds_retry = True
-        return True
-
-    def _repeat(self, *, error: ProxyError | None, retry_after: float | None) -> None:
-        self.cluster.stats.retries += 1
-        shell = self.listener.shell
-        delay_s = 0.0
-        if not is_free(error):
-            if retry_after is not None:
-                retry_after = min(retry_after, MAX_RETRY_AFTER_S)
-            delay_s = back_off_s(self._forward.retry, self.attempts, shell.random, retry_after)
-        # Never from inside a call of the pool or of the stream that has failed.
-        self._back_off = shell.loop.call_later(delay_s, self._attempt, self.endpoint)
-
-    def _start_hedge(self) -> None:
-        if self._hedge is not None or not self._is_replayable:
-            return
-        endpoint = self.cluster.pick(self._key, avoid=self.endpoint)
-        if endpoint is None or not self._may_retry(None):
-            return
-        shell = self.listener.shell
-        hedge = Hedge(self, endpoint, shell.loop.time())
-        try:
-            hedge.start(pool_of(endpoint, self.cluster, shell))
-        except ProxyError:
-            return
-        endpoint.active += 1
-        self.attempts += 1
-        self.cluster.stats.attempts += 1
-        self.cluster.stats.hedges += 1
-        self._hedge = hedge
+    # -- the answer
 
     def _start_mirrors(self, forward: Forward, *, end: bool) -> None:
         shell = self.listener.shell
@@ -494,46 +263,6 @@ class Exchange:
                 self._mirrors.append(copy)
                 copy.start(self._key, end=end)
 
-    def _end_attempt(self, status: int | None, error: ProxyError | None) -> None:
-        if not self._is_trying:
-            return
-        self._is_trying = False
-        self._try_tick = 0
-        endpoint = self.endpoint
-        assert endpoint is not None
-        endpoint.active -= 1
-        if error is not None and error.unprocessed and error.kind == "reset":
-            return  # a connection that had gone stale says nothing of its endpoint
-        now = self.listener.shell.loop.time()
-        kind = None if error is None else error.kind
-        endpoint.report(status, kind, (self._first_byte_at or now) - self._attempt_at, now=now)
-
-    def _drop_stream(self) -> None:
-        """The running attempt's stream calls no more."""
-        stream = self._stream
-        if stream is not None:
-            self._stream = None
-            stream.reset()
-        elif self._is_trying and self.endpoint is not None and self.endpoint.pool is not None:
-            self.endpoint.pool.cancel(self)
-
-    def _drop_hedge(self) -> None:
-        hedge = self._hedge
-        if hedge is not None:
-            self._hedge = None
-            hedge.endpoint.active -= 1
-            hedge.give_up()
-
-    def _drop_attempts(self, kind: ErrorKind) -> None:
-        if self._back_off is not None:
-            self._back_off.cancel()
-            self._back_off = None
-        self._drop_hedge()
-        self._drop_stream()
-        self._end_attempt(None, ProxyError("client" if kind == "client-gone" else "endpoint", kind))
-
-    # -- time
-
     def _limit_answer(self) -> None:
         """The request is all here: from now on the route's timeout runs, as in Envoy."""
         timeout_s = self._forward.timeout_s
@@ -543,23 +272,9 @@ class Exchange:
                 self._deadline_tick = due
         self._wind()
 
-    def _wind(self) -> None:
-        """Ask the wheel for the next moment that matters."""
-        due = self._deadline_tick
-        if self._idle_ticks:
-            idle = self._active_tick + self._idle_ticks
-            if not due or idle < due:
-                due = idle
-        if self._try_tick and (not due or self._try_tick < due):
-            due = self._try_tick
-        if due:
-            self._wheel.put_at(self, due)
-
     def _time_out(self, error: ProxyError) -> None:
         self._drop_attempts(error.kind)
         self._give_up(error)
-
-    # -- the answer
 
     def _edited(self, head: ResponseHead) -> ResponseHead:
         """The head for the client: the route's edits, the cookies made, and the mark of a failure not to be retried."""
@@ -658,14 +373,3 @@ class Exchange:
             failed = self.error is not None or self.status >= 500
             if log.wants(failed=failed):
                 log.write(record_of(self), failed=failed)
-
-
-def _grpc_status(value: bytes) -> int:
-    """A decimal number; what is none counts as UNKNOWN."""
-    return int(value) if value.isdigit() and len(value) < 4 else 2
-
-
-def _retry_after_s(head: ResponseHead) -> float | None:
-    """RFC 9110 10.2.3, as seconds; a date is not waited for."""
-    value = head.get(b"retry-after")
-    return float(value) if value is not None and value.isdigit() and len(value) < 7 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, cast, runtime_checkable
 
 from meshproxy.listener import ListenerRuntime
 from meshproxy.server_http1 import Http1Downstream
@@ -58,9 +58,9 @@ class Accepted(asyncio.Protocol):
         self.slot: set[Timed] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._server.on_accepted(self, transport)
+        # uvloop's transports are asyncio's in all but name.
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.on_accepted(self, self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from meshproxy.cluster import Cluster, Endpoint
 from meshproxy.hash_key import hash_value
@@ -236,9 +237,9 @@ class _Far(asyncio.Protocol):
         self._relay = relay
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.write = transport.write
+        # uvloop's transports are asyncio's in all but name.
+        self.transport = cast("asyncio.Transport", transport)
+        self.write = self.transport.write
         self._relay.on_connected(self)
 
     def data_received(self, data: bytes) -> None:

@@ -6,7 +6,7 @@ Hot where an answer arrives whole in one piece; everything else goes through `_r
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from meshproxy.message import Fields, ProxyError, RequestHead
 from meshproxy.wire.chunked import ChunkedReader, last_chunk
@@ -135,9 +135,9 @@ class Http1Connection(asyncio.Protocol):
     # -- the loop's
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._write = transport.write
+        # uvloop's transports are asyncio's in all but name.
+        self._transport = cast("asyncio.Transport", transport)
+        self._write = self._transport.write
         self._pool.on_connected(self)
 
     def data_received(self, data: bytes) -> None:
