@@ -15,13 +15,15 @@ from meshproxy.message import ProxyError
 from meshproxy.parts import AnswerReceiver, Pool
 from meshproxy.shell import TICK_S, Shell, Timed
 from meshproxy.upstream_http1 import Http1Connection
+from meshproxy.upstream_http2 import Http2Pool
 
 
 def pool_of(endpoint: Endpoint, cluster: Cluster, shell: Shell) -> Pool:
     """The endpoint's pool; made now if it has none."""
     pool: Pool | None = endpoint.pool
     if pool is None:
-        pool = endpoint.pool = Http1Pool(endpoint, cluster, shell)
+        make = Http2Pool if cluster.config.protocol == "http2" else Http1Pool
+        pool = endpoint.pool = make(endpoint, cluster, shell)
     return pool
 
 
