@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from meshproxy.access_log import RequestLog
 from meshproxy.cluster import Cluster
 from meshproxy.config import Listener
+from meshproxy.identity import forwarded_for, forwarded_proto, is_traceparent
+from meshproxy.message import RequestHead
 from meshproxy.metrics import ListenerStats
 from meshproxy.route import Router
 from meshproxy.shell import Shell
@@ -38,5 +40,41 @@ class ListenerRuntime:
         self.log = log
         self.is_draining = False
 
+    def stamp(self, head: RequestHead, peer_address: str) -> None:
+        """Give a request what it is to be known by: X-Forwarded-*, x-request-id, traceparent. Not hot; see identity.py.
+
+        server_http1.py writes the same into the bytes of a usual head, all at once.
+        """
+        mode = self.config.forwarded_for
+        if mode != "keep":
+            came = head.all_of(b"x-forwarded-for")
+            chain = forwarded_for(b", ".join(came) or None, peer_address.encode(), mode=mode)
+            _put(head, b"x-forwarded-for", chain, replaces=bool(came))
+            scheme = head.get(b"x-forwarded-proto")
+            _put(
+                head,
+                b"x-forwarded-proto",
+                forwarded_proto(scheme, head.scheme, mode=mode),
+                replaces=scheme is not None,
+            )
+        randomness = self.shell.randomness
+        if head.get(b"x-request-id") is None:
+            head.add(b"x-request-id", randomness.token())
+        trace = head.all_of(b"traceparent")
+        # W3C Trace Context 3.2: more than one is none.
+        parent = trace[0] if len(trace) == 1 and is_traceparent(trace[0]) else None
+        if parent is None:
+            head.drop(b"tracestate")
+        _put(head, b"traceparent", randomness.traceparent(parent, sampled=False), replaces=bool(trace))
+
     def __repr__(self) -> str:
         return f"<ListenerRuntime {self.config.name} draining={self.is_draining}>"
+
+
+def _put(head: RequestHead, name: bytes, value: bytes | None, *, replaces: bool) -> None:
+    if value is None:
+        return
+    if replaces:
+        head.put(name, value)
+    else:
+        head.add(name, value)

@@ -2,9 +2,9 @@
 
 wire/ makes these values from bytes and bytes from these values. Nothing here does I/O.
 
-A head is read once and mostly forwarded as it came, so its fields are parsed only when somebody asks for them. The codec
-that read a head may leave its bytes in `origin`; a codec of the same wire format writes those again instead of encoding
-`fields`. Whoever changes a head uses `add`, `put` and `drop`, which keep the two in step, or assigns `fields`.
+A head is read once and mostly forwarded as it came, so its fields are parsed only when somebody asks for them. The
+codec that read a head may leave its bytes in `origin`; a codec of the same wire format writes those again instead of
+encoding `fields`. Whoever changes a head uses `add`, `put` and `drop`, which keep the two in step, or assigns `fields`.
 """
 
 from __future__ import annotations

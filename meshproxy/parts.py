@@ -2,9 +2,9 @@
 
     Downstream (server_http1, server_http2)  <->  Exchange  <->  UpstreamStream (upstream_http1, upstream_http2)
 
-An exchange is one request and its answer. It calls its Downstream, which speaks to the client, and the UpstreamStream of
-its attempt, which speaks to an endpoint; both call back. Heads come whole, bodies in pieces, trailers last. All of it
-runs on one loop, never waits, and never calls back from inside the call it answers to after `reset` or `abort`.
+An exchange is one request and its answer. It calls its Downstream, which speaks to the client, and the UpstreamStream
+of its attempt, which speaks to an endpoint; both call back. Heads come whole, bodies in pieces, trailers last. All of
+it runs on one loop, never waits, and never calls back from inside the call it answers to after `reset` or `abort`.
 
 Nothing here does anything; the classes are structural. exchange.py implements AnswerReceiver.
 """
@@ -102,7 +102,10 @@ class Pool(Protocol):
     """The connections to one endpoint over one protocol. upstream.py makes it, `Endpoint.pool` holds it."""
 
     def open(self, receiver: AnswerReceiver, /) -> UpstreamStream | None:
-        """A stream now; or None, and on_upstream or on_failure later. Never calls back before it returns."""
+        """A stream now; or None, and on_upstream or on_failure later. Never calls back before it returns.
+
+        Raises ProxyError where it is full.
+        """
 
     def cancel(self, receiver: AnswerReceiver, /) -> None:
         """The receiver no longer waits for the stream it was promised."""

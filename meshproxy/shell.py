@@ -18,6 +18,11 @@ TICK_S = 0.025
 _SLOTS = 512
 
 
+def ticks(delay_s: float) -> int:
+    """How many ticks never end before `delay_s` is over: one more, since the current one has begun; 0 stays 0."""
+    return int(delay_s / TICK_S + 1.999) if delay_s else 0
+
+
 class Timed(Protocol):
     """What the wheel can hold. One thing sits in one slot at a time; whoever put it there may take it out."""
 
@@ -53,10 +58,13 @@ class TimerWheel:
 
     def put(self, timed: Timed, delay_s: float) -> None:
         """Call timed.on_due after `delay_s`, up to two ticks later. Moves it if it is in the wheel."""
+        self.put_at(timed, self.tick + ticks(delay_s))
+
+    def put_at(self, timed: Timed, due: int) -> None:
+        """Call timed.on_due at that tick. Moves it if it is in the wheel."""
         if timed.slot is not None:
             timed.slot.discard(timed)
-        # One more than asked: the current tick has begun already.
-        due = timed.due_tick = self.tick + 1 + int(delay_s / TICK_S + 0.999)
+        timed.due_tick = due
         slot = timed.slot = self._slots[due % _SLOTS]
         slot.add(timed)
 
