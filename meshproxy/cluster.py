@@ -3,8 +3,7 @@
 `pick` is hot and synchronous. Everything that changes the answer (a snapshot, a health check, an ejection) comes in by
 a method and takes effect before that returns; hash tables follow in slices (balance/hashed.py). Endpoints that stay
 over a snapshot keep their pool, counters and ejection. Localities of one priority share by the weights of their
-endpoints, so they need nothing of their own. Read next: endpoint.py, balance/, outlier.py, retry.py; cluster_life.py
-has what goes on beside requests.
+endpoints, so they need nothing of their own. Read next: endpoint.py, balance/, outlier.py, retry.py.
 """
 
 from __future__ import annotations
