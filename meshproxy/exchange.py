@@ -180,6 +180,8 @@ class Exchange(Attempts):
             self.downstream.send_interim(head)
 
     def on_answer_head(self, head: ResponseHead, *, end: bool) -> None:
+        if end:
+            self._stream = None
         if (head.status >= 400 or end) and self._is_retried(head):
             return
         self._take_answer(head.status)
@@ -204,6 +206,8 @@ class Exchange(Attempts):
         self.downstream.send_end(trailers)
 
     def on_answer(self, head: ResponseHead, data: bytes) -> None:
+        # What has answered whole carries somebody else's request already: it must not be reset.
+        self._stream = None
         status = head.status
         if status >= 400 and self._is_retried(head):
             return

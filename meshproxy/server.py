@@ -102,7 +102,7 @@ class Server:
 
     def __init__(self, listener: ListenerRuntime) -> None:
         self.listener = listener
-        self._connections: set[object] = set()
+        self._connections: dict[object, asyncio.Transport] = {}
         self._server: asyncio.Server | None = None
         self._drained = asyncio.Event()
 
@@ -135,6 +135,11 @@ class Server:
         if self._connections:
             await self._drained.wait()
 
+    def abort(self) -> None:
+        """Break what is left: the time to drain is over."""
+        for connection in tuple(self._connections.values()):
+            connection.abort()
+
     # -- called by the connections
 
     def on_accepted(self, accepted: Accepted, transport: asyncio.Transport) -> None:
@@ -146,7 +151,7 @@ class Server:
             return
         stats.connections += 1
         stats.connections_active += 1
-        self._connections.add(accepted)
+        self._connections[accepted] = transport
         declared = listener.config.protocol
         if declared != "auto":
             self.adopt(accepted, transport, declared)
@@ -165,15 +170,15 @@ class Server:
             connection = TcpRelay(self.listener, transport, self.forget)
         else:
             connection = ServerConnection(self.listener, transport, self.forget)
-        self._connections.discard(accepted)
-        self._connections.add(connection)
+        del self._connections[accepted]
+        self._connections[connection] = transport
         transport.set_protocol(connection)
         return connection
 
     def forget(self, connection: object) -> None:
         """The connection has ended."""
         if connection in self._connections:
-            self._connections.discard(connection)
+            del self._connections[connection]
             self.listener.stats.connections_active -= 1
             if not self._connections and self.listener.is_draining:
                 self._drained.set()

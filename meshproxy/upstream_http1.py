@@ -161,10 +161,8 @@ class Http1Connection(asyncio.Protocol):
         self._read(data)
 
     def eof_received(self) -> bool:
-        if self._state == TUNNEL and self.receiver is not None:
-            self.receiver.on_answer_end([])
-            return True  # the other direction goes on
-        if self._state == CLOSE and self.receiver is not None:
+        # A tunnel ends when the endpoint has said its last word; the client's half-close, before that, is passed on.
+        if self._state in (TUNNEL, CLOSE) and self.receiver is not None:
             receiver = self.receiver
             self._lose()
             receiver.on_answer_end([])

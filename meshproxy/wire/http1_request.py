@@ -52,7 +52,7 @@ _TARGET = rb"[^\x00-\x20\x7f#]*+"
 # RFC 3986 3.2.2, without userinfo.
 _HOST_VALUE = rb"(?:[0-9A-Za-z.\-_~%!$&'()*+,;=]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5}+)?+"
 _QUICK = re.compile(
-    rb"(%b) (/%b) HTTP/1\.1\r\n(?:"
+    rb"(?!CONNECT )(%b) (/%b) HTTP/1\.1\r\n(?:"
     rb"%b%b:%b"  # most fields: told by their first letter
     # Each at most once, by the conditional: a second one fails here, and at the last branch.
     rb"|%b:[ \t]*+(?(3)(?!))(%b)[ \t]*+\r\n"
@@ -126,8 +126,6 @@ def quick_request(match: re.Match[bytes], data: bytes) -> Request:
     origin = data[:-2] if start < 0 else data[:start] + data[end:-2]
     length = None if match[5] is None else int(match[5])
     head = RequestHead(match[1], b"http", match[3], match[2], None, length, bool(length), None, origin, HTTP1)
-    if match[1] == b"CONNECT":
-        raise BadMessage(400, "CONNECT wants a host and a port")
     return Request(head, has_identity=match[6] is not None)
 
 

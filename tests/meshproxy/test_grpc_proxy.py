@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.meshproxy.proxying import RunningProxy, proxy
+from tests.meshproxy.http2_running import RunningProxy, proxy
 
 grpc = pytest.importorskip("grpc")
 

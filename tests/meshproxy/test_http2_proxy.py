@@ -24,7 +24,7 @@ from h2.events import (
 )
 from h2.settings import SettingCodes, Settings
 
-from tests.meshproxy.proxying import RunningProxy, nghttpd, proxy
+from tests.meshproxy.http2_running import RunningProxy, nghttpd, proxy
 
 pytestmark = pytest.mark.skipif(shutil.which("nghttpd") is None, reason="needs nghttpd (nghttp2-server)")
 
