@@ -32,7 +32,8 @@ from meshproxy.wire.http2_frames import (
     ConnectionFault,
     StreamFault,
 )
-from meshproxy.wire.http2_heads import HeadReader, HeadTooLarge
+from meshproxy.wire.http2_head_reader import HeadReader
+from meshproxy.wire.http2_heads import HeadTooLarge
 from meshproxy.wire.http2_limits import Allowance
 from meshproxy.wire.http2_stream import Stream
 
