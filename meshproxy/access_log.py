@@ -121,8 +121,14 @@ class RequestLog:
                 written += os.write(self._fd, data[written : written + select.PIPE_BUF] if self._is_pipe else data)
         except OSError:  # a full disk, a pipe whose reader is gone
             pass
+        begun = written and data[written - 1 : written] != b"\n" and written < len(data)
+        if begun:  # the rest of a line that is half written comes first the next time: lines stay whole
+            end = data.index(b"\n", written)
+            self._lines.append(data[written:end])
+            self._size += end - written
+            written = end + 1
         lost = data[written:].count(b"\n")
-        self._statistics.access_log_lines += len(lines) - lost
+        self._statistics.access_log_lines += len(lines) - lost - bool(begun)
         self._statistics.access_log_lost += lost
 
     def reopen(self, config: AccessLog | None = None) -> None:

@@ -17,11 +17,10 @@ from typing import Any
 from meshproxy.access_log import FLUSH_S, RequestLog
 from meshproxy.admin import Admin
 from meshproxy.admin_view import AdminView
-from meshproxy.balance.builds import TableBuilds
 from meshproxy.cluster import Cluster
 from meshproxy.config import Config, Listener
 from meshproxy.config_file import ConfigFault
-from meshproxy.discovered import DiscoveredCluster, is_adoptable
+from meshproxy.discovered import DiscoveredCluster, Keeping, is_adoptable
 from meshproxy.listener import ListenerRuntime
 from meshproxy.listening import (
     ADMIN,
@@ -71,7 +70,7 @@ class Stack:
         self._loop = asyncio.get_running_loop()
         self._tasks = tasks
         self._shell = Shell(self._loop, tasks)
-        self._builds = TableBuilds(self._loop.call_soon)
+        self._keeping = Keeping(self._shell, self.statistics)
         self._clusters: dict[str, DiscoveredCluster] = {}
         self._shown: dict[str, Cluster] = {}
         self._listening: dict[Place, Serving] = {}
@@ -203,9 +202,7 @@ class Stack:
         made: dict[str, DiscoveredCluster] = {}
         for cluster in config.clusters:
             if cluster in begin:
-                made[cluster.name] = DiscoveredCluster(
-                    cluster, shell=self._shell, statistics=self.statistics, builds=self._builds
-                )
+                made[cluster.name] = DiscoveredCluster(cluster, self._keeping)
                 made[cluster.name].begin()
             else:
                 made[cluster.name] = self._clusters[cluster.name]

@@ -208,7 +208,7 @@ def test_a_try_that_takes_too_long_is_repeated_elsewhere() -> None:
                 client = await mesh.connect()
                 for _ in range(2):
                     assert (await client.get()).status == 200
-                assert len(slow.heads) == 1
+                assert mesh.cluster.stats.per_try_timeouts == len(slow.heads) > 0
                 assert is_quiet(mesh)
 
     run(story())
@@ -222,8 +222,7 @@ def test_a_hedge_answers_for_a_slow_first_attempt() -> None:
                 client = await mesh.connect()
                 for _ in range(2):
                     assert (await client.get()).status == 200
-                assert len(slow.heads) == 1
-                assert mesh.cluster.stats.hedges == 1
+                assert mesh.cluster.stats.hedges == len(slow.heads) > 0
                 assert is_quiet(mesh)
 
     run(story())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -267,3 +268,76 @@ def test_workers_are_handed_over_without_a_lost_request(stack: ExitStack, tmp_pa
     assert load.failures == []
     assert set(load.statuses) == {200}
     assert after.stats()["workers"] == 1
+
+
+def test_endpoints_of_a_watched_file_come_and_go_without_a_reload(stack: ExitStack, tmp_path: Path) -> None:
+    first, second = endpoint(stack), endpoint(stack)
+    listed = tmp_path / "endpoints.yaml"
+    listed.write_text(f"- 127.0.0.1:{first.port}\n")
+    config = config_of(first).replace(f"endpoints: [127.0.0.1:{first.port}]", f"file: {listed}")
+    running = proxy(stack, tmp_path, config)
+    with Load(running.port) as load:
+        listed.with_suffix(".new").write_text(f"- 127.0.0.1:{second.port}\n")
+        listed.with_suffix(".new").replace(listed)
+        wait_until(lambda: answered_by(load, second) > 50, within=10)
+    assert load.failures == []
+    assert set(load.statuses) == {200}
+
+
+def test_an_endpoint_that_fails_its_checks_gets_no_request(stack: ExitStack, tmp_path: Path) -> None:
+    good, bad = endpoint(stack), endpoint(stack, "fail")
+    check = "    health_check: {interval: 50ms, unhealthy_threshold: 1}\n"
+    running = proxy(stack, tmp_path, config_of(good, bad, more=check))
+
+    def state(one: EndpointProcess) -> bool:
+        shown = json.loads(running.admin("/clusters"))["web"]["endpoints"][f"127.0.0.1:{one.port}"]
+        return bool(shown["available"])
+
+    wait_until(lambda: state(good) and not state(bad), within=10)
+    with Load(running.port) as load:
+        load.more(100)
+    assert load.statuses == {200: load.total}
+    # A reload takes the checks away, and the endpoint is asked again.
+    running.rewrite(config_of(good, bad))
+    assert running.admin("/reload", method="POST") == "taken\n"
+    wait_until(lambda: state(bad), within=10)
+
+
+def test_a_reload_changes_the_admin_port_and_keeps_counters(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one))
+    assert get(running.port) == (200, str(one.port))
+    with EndpointProcess() as free:
+        port = free.port
+    running.rewrite(config_of(one).replace("admin: {port: 0}", f"admin: {{port: {port}}}"))
+    running.send(signal.SIGHUP)
+
+    def moved() -> bool:
+        try:
+            return get(port, "/ready")[0] == 200
+        except OSError:
+            return False
+
+    wait_until(moved, within=10)
+    stats = json.loads(get(port, "/stats")[1])
+    assert stats["routes"]["web"]["route-0"]["web"]["answers"]["2xx"] == 1
+
+
+def test_the_tail_shows_requests_as_they_end(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one, top="access_log: off\nworkers: 2"))
+    wait_until(lambda: running.stats()["workers"] == 2, within=10)
+    connection = http.client.HTTPConnection("127.0.0.1", running.admin_port, timeout=10)
+    try:
+        connection.request("GET", "/tail")
+        answer = connection.getresponse()
+        assert answer.readline() == b": requests as they end\n"
+        seen: set[str] = set()
+        while len(seen) < 4:  # of both workers, in whichever order
+            get(running.port, f"/{len(seen)}")
+            line = answer.readline()
+            if line.startswith(b"data: "):
+                seen.add(json.loads(line[6:])["path"])
+    finally:
+        connection.close()
+    assert len(seen) == 4
