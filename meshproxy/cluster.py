@@ -56,6 +56,20 @@ class Nobody:
         return None
 
 
+class Panicking:
+    """A picker over all endpoints of a priority, ill or not, that counts how often it is asked."""
+
+    __slots__ = ("picker", "stats")
+
+    def __init__(self, picker: Picker, stats: ClusterStats) -> None:
+        self.picker = picker
+        self.stats = stats
+
+    def pick(self, hash_key: int | None, avoid: Endpoint | None, /) -> Endpoint | None:
+        self.stats.panics += 1
+        return self.picker.pick(hash_key, avoid)
+
+
 class Cluster:
     """A service's endpoints and counters. The exchange counts active_*, pending_requests and connections."""
 
@@ -265,7 +279,8 @@ class Cluster:
                 for endpoint in level:
                     endpoint.is_available = True
             members = [endpoint for endpoint in level if endpoint.is_available]
-            pickers.append(self._picker(priority, members) if members else Nobody())
+            picker = self._picker(priority, members) if members else Nobody()
+            pickers.append(Panicking(picker, self.stats) if part.is_panicking else picker)
         self._pickers = pickers
         self._borders = list(accumulate(part.load_percent for part in parts))
         takers = [picker for picker, part in zip(pickers, parts, strict=True) if part.load_percent]

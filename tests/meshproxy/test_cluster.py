@@ -189,8 +189,10 @@ def test_a_cluster_with_too_few_healthy_endpoints_uses_all() -> None:
     for one in subject.endpoints[:5]:
         subject.set_healthy(one, is_healthy=False)
     assert len(picked(subject)) == 5
+    assert subject.stats.panics == 0
     subject.set_healthy(subject.endpoints[5], is_healthy=False)
     assert len(picked(subject)) == 10
+    assert subject.stats.panics == 2000
 
 
 def test_panic_can_be_switched_off() -> None:
