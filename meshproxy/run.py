@@ -20,11 +20,13 @@ from functools import partial
 import uvloop
 
 from meshproxy import handover, log
+from meshproxy.access_log import RequestLog
 from meshproxy.config import Config
 from meshproxy.config_file import load
 from meshproxy.file_watch import FileWatch
 from meshproxy.listening import ListeningSockets, places
 from meshproxy.log import LOGGER, fields
+from meshproxy.metrics import Statistics
 from meshproxy.siblings import Siblings
 from meshproxy.stack import Stack, Surroundings
 from meshproxy.supervisor import Supervisor, Worker
@@ -45,10 +47,11 @@ class _Task:
 
 
 def run(path: str, *, hot_restart: bool = False) -> int:
-    """Run to the end; the exit code. Raises ConfigFault and CannotListen, before anything was begun."""
+    """Run to the end; the exit code. Raises ConfigFault, CannotListen and OSError, before anything was begun."""
     watch = FileWatch(path)  # before it is read: a change meanwhile must not be missed
     config = load(path)
     log.begin(config.log_level)
+    RequestLog(config.access_log, Statistics()).close()  # raises OSError, while nothing has begun
     name = handover.name_of(path)
     inherited = handover.inherit(name) if hot_restart else None
     if hot_restart and inherited is None:
