@@ -247,6 +247,10 @@ class HeadReader:
             raise HeadTooLarge
         return block
 
+    def find(self, data: bytes) -> Block | None:
+        """A head that has been read before, on whatever connection. Only after `forget_table`."""
+        return self._blocks.get(data)
+
     def read_trailers(self, data: bytes) -> Fields:
         """Trailers. Raises ConnectionFault, StreamFault, HeadTooLarge."""
         if self._decoder is not None:
