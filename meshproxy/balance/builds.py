@@ -13,6 +13,9 @@ from collections.abc import Callable, Generator, Hashable
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+# Tables made before anybody asks for them: 1 s of work, 4 MB. 1,000 clusters with Maglev would be 15 s and 65 MB.
+TABLES_AHEAD = 64
+
 
 class Table(Protocol):
     """Maps hash keys to places in the sequence of endpoints it was built from."""
@@ -41,6 +44,11 @@ class TableBuilds:
 
     def __repr__(self) -> str:
         return f"<TableBuilds {len(self._jobs)} waiting, {self.slices} slices done>"
+
+    @property
+    def may_build_ahead(self) -> bool:
+        """Whether a table may be asked for that nobody needs yet."""
+        return len(self._tables) + len(self._jobs) < TABLES_AHEAD
 
     def request(self, content: Hashable, steps: Callable[[], Steps], done: Callable[[Table], None]) -> None:
         """Call `done` with the table of this content: at once if it is there, else when it has been built."""
