@@ -1,0 +1,1 @@
+"""How one of several endpoints is picked: a module a policy, pure, with clock and randomness as arguments."""

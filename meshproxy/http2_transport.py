@@ -1,0 +1,195 @@
+"""An HTTP/2 connection on a socket, either side: bytes in, bytes out, and the passing of seconds.
+
+What streams want to send gathers in their connections, and goes out when the bytes that caused it have been read to
+their end: one write for each connection, however many requests were in those bytes (at 10 streams a connection, 3 us
+less a request than a write for each frame). server_http2.py and upstream_http2.py say what a connection is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, cast
+
+from meshproxy.shell import Shell, Timed
+from meshproxy.wire.http2 import Connection
+from meshproxy.wire.http2_frames import Code, ConnectionFault
+from meshproxy.wire.http2_stream import Stream
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 1.0  # of a connection: allowances, heads that do not end, idleness
+# What the socket may hold before streams are told to wait. Many streams share it.
+WRITE_BUFFER_BYTES: Final = 256 * 1024
+
+
+class Outbox:
+    """The connections that have something to send. One for a process, which has one loop."""
+
+    __slots__ = ("is_reading", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[Http2Protocol] = []
+        self.is_reading = False  # who reads now will flush
+
+    def __repr__(self) -> str:
+        return f"Outbox({len(self.waiting)} connections)"
+
+    def flush(self) -> None:
+        waiting = self.waiting
+        if waiting:
+            self.waiting = []
+            for each in waiting:
+                each.flush()
+
+
+OUTBOX: Final = Outbox()
+
+
+class Http2Protocol(asyncio.Protocol):
+    """What both sides share. `connection` has the state; subclasses own it."""
+
+    __slots__ = (
+        "_amid_head_s",
+        "_head_stream",
+        "_idle_s",
+        "_is_waiting",
+        "_reads",
+        "_reads_at_tick",
+        "blocked_limit_s",
+        "connection",
+        "due_tick",
+        "head_limit_s",
+        "shell",
+        "slot",
+        "transport",
+    )
+
+    connection: Connection
+    transport: asyncio.Transport
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+        self.due_tick = 0
+        self.slot: set[Timed] | None = None
+        self.blocked_limit_s = 300.0
+        self.head_limit_s = 15.0
+        self._is_waiting = False
+        self._reads = 0
+        self._reads_at_tick = 0
+        self._amid_head_s = 0.0
+        self._head_stream = 0
+        self._idle_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.connection!r}>"
+
+    # -- called by the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
+        self.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self.shell.wheel.put(self, TICK_S)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._reads += 1
+        outbox = OUTBOX
+        outbox.is_reading = True
+        try:
+            self.connection.receive(data)
+            self.on_read()
+        except Exception:
+            log.exception("a connection is given up: %r", self)
+            self.connection.fail(ConnectionFault(Code.INTERNAL_ERROR, ""))
+        finally:
+            outbox.is_reading = False
+        if self.connection.out:
+            self.flush()
+        if outbox.waiting:
+            outbox.flush()
+        if self.connection.fault is not None:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        self.connection.set_write_paused(is_paused=True)
+
+    def resume_writing(self) -> None:
+        self.connection.set_write_paused(is_paused=False)
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.slot is not None:
+            self.slot.discard(self)
+            self.slot = None
+        self.connection.lose(f"connection lost: {exc}" if exc else "connection closed")
+        self.on_gone()
+
+    def on_due(self) -> None:
+        """A second has passed (shell.Timed)."""
+        for stream in self.connection.tick():
+            if stream.seconds_blocked > self.blocked_limit_s:
+                self.on_stalled(stream)
+        self._check_head()
+        self._idle_s = self._idle_s + TICK_S if not self.connection.streams else 0.0
+        if self.connection.fault is None and not self.transport.is_closing():
+            self.on_second(self._idle_s)
+        self.touch()
+        if self.connection.fault is not None:
+            self.flush()
+            self.transport.close()
+        else:
+            self.shell.wheel.put(self, TICK_S)
+
+    # -- called by the streams
+
+    def touch(self) -> None:
+        """There is something to send."""
+        if not self._is_waiting:
+            self._is_waiting = True
+            outbox = OUTBOX
+            if not outbox.waiting and not outbox.is_reading:
+                self.shell.loop.call_soon(outbox.flush)
+            outbox.waiting.append(self)
+
+    def flush(self) -> None:
+        """Send what is there."""
+        self._is_waiting = False
+        connection = self.connection
+        out = connection.out
+        if out:
+            data = b"".join(out)
+            out.clear()
+            connection.last_data = (0, 0)
+            self.transport.write(data)
+
+    # -- what the two sides do differently
+
+    def on_read(self) -> None:
+        """All that has come in one piece has been read."""
+
+    def on_second(self, idle_s: float) -> None:
+        """`idle_s`: for how long there has been no stream."""
+
+    def on_stalled(self, stream: Stream) -> None:
+        """The peer has not let us send for `blocked_limit_s`."""
+
+    def on_gone(self) -> None:
+        """The connection is lost."""
+
+    def _check_head(self) -> None:
+        """Slow-loris: a preface, a head or a frame has to come to its end in time."""
+        connection = self.connection
+        if not connection.is_amid_head:
+            self._amid_head_s = 0
+            return
+        stream = connection.head_stream
+        # Between frames of data, a rest is what reading in pieces leaves; within a head, pieces are no progress.
+        if not stream and connection.has_settings and self._reads != self._reads_at_tick:
+            self._amid_head_s = 0
+        if stream != self._head_stream:
+            self._amid_head_s = 0
+        self._head_stream, self._reads_at_tick = stream, self._reads
+        self._amid_head_s += TICK_S
+        if self._amid_head_s > self.head_limit_s:
+            connection.fail(ConnectionFault(Code.ENHANCE_YOUR_CALM, "a head or frame takes too long"))

@@ -1,0 +1,103 @@
+"""What the parts of the shell share in one process: the loop, the task group, chance, and coarse timers.
+
+A request's deadlines go to the wheel: putting one in and out is a set's `add` and `discard` (0.1 us; call_later and
+cancel cost 1.3 us), for which it may fire up to two ticks late, never early. What must be exact uses loop.call_later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+from meshproxy.identity import Randomness
+
+TICK_S = 0.025
+# 12.8 s; what is further away is looked at again each time the wheel comes round.
+_SLOTS = 512
+
+
+def ticks(delay_s: float) -> int:
+    """How many ticks never end before `delay_s` is over: one more, since the current one has begun; 0 stays 0."""
+    return int(delay_s / TICK_S + 1.999) if delay_s else 0
+
+
+class Timed(Protocol):
+    """What the wheel can hold. One thing sits in one slot at a time; whoever put it there may take it out."""
+
+    due_tick: int  # of the wheel's `tick`
+    slot: set[Timed] | None
+
+    def on_due(self) -> None:
+        """The time has come. `slot` is None again."""
+
+
+class TimerWheel:
+    """Coarse timers, turned by one call_later of the loop while anything is in it."""
+
+    __slots__ = ("_handle", "_loop", "_slots", "_started_at", "tick")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._slots: list[set[Timed]] = [set() for _ in range(_SLOTS)]
+        self._started_at = loop.time()
+        self._handle: asyncio.TimerHandle | None = None
+        self.tick = 0
+
+    def __repr__(self) -> str:
+        return f"<TimerWheel tick={self.tick} held={sum(map(len, self._slots))}>"
+
+    def start(self) -> None:
+        self._handle = self._loop.call_later(TICK_S, self._turn)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def put(self, timed: Timed, delay_s: float) -> None:
+        """Call timed.on_due after `delay_s`, up to two ticks later. Moves it if it is in the wheel."""
+        self.put_at(timed, self.tick + ticks(delay_s))
+
+    def put_at(self, timed: Timed, due: int) -> None:
+        """Call timed.on_due at that tick. Moves it if it is in the wheel."""
+        if timed.slot is not None:
+            timed.slot.discard(timed)
+        timed.due_tick = due
+        slot = timed.slot = self._slots[due % _SLOTS]
+        slot.add(timed)
+
+    def _turn(self) -> None:
+        # After a pause of the loop, all missed ticks are made up for.
+        now_tick = int((self._loop.time() - self._started_at) / TICK_S)
+        while self.tick < now_tick:
+            self.tick += 1
+            slot = self._slots[self.tick % _SLOTS]
+            if slot:
+                for timed in [timed for timed in slot if timed.due_tick <= self.tick]:
+                    if timed.slot is slot:  # not taken out by one that was due before it
+                        slot.discard(timed)
+                        timed.slot = None
+                        timed.on_due()
+        self._handle = self._loop.call_later(TICK_S, self._turn)
+
+
+class Shell:
+    """One of it in each process; the stack makes it on the running loop and stops it at the end."""
+
+    __slots__ = ("loop", "random", "randomness", "tasks", "wheel")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        tasks: asyncio.TaskGroup,
+        *,
+        randomness: Randomness | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.loop = loop
+        self.tasks = tasks  # what is started here catches what it expects to fail: one crash would end all
+        self.wheel = TimerWheel(loop)
+        self.randomness = randomness or Randomness()
+        self.random = chance
