@@ -134,9 +134,15 @@ class RequestLog:
     def reopen(self, config: AccessLog | None = None) -> None:
         """Open the file again: it was moved away, or the configuration names another."""
         self.flush()
-        self._close()
-        self._config = config or self._config
-        self._open()
+        before, self._config, old = self._config, config or self._config, self._fd
+        self._fd = -1
+        try:
+            self._open()
+        except OSError:
+            self._config, self._fd = before, old
+            raise
+        if old >= 0:
+            os.close(old)
 
     def close(self) -> None:
         self.flush()

@@ -72,6 +72,9 @@ def _run(path: str, *, hot_restart: bool) -> int:
     except CannotListen as error:
         print(f"meshproxy: {error}. Is another proxy running? --hot-restart takes over from it.", file=sys.stderr)
         return EX_OSERR
+    except OSError as error:  # the access log's file
+        print(f"meshproxy: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

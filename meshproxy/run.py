@@ -20,11 +20,13 @@ from functools import partial
 import uvloop
 
 from meshproxy import handover, log
+from meshproxy.access_log import RequestLog
 from meshproxy.config import Config
 from meshproxy.config_file import load
 from meshproxy.file_watch import FileWatch
 from meshproxy.listening import ListeningSockets, places
 from meshproxy.log import LOGGER, fields
+from meshproxy.metrics import Statistics
 from meshproxy.siblings import Siblings
 from meshproxy.stack import Stack, Surroundings
 from meshproxy.supervisor import Supervisor, Worker
@@ -36,18 +38,20 @@ _LOOK_S = 1.0
 class _Task:
     """What one process has to do beside its stack. A worker of several has a `lifeline` and no file to watch."""
 
-    path: str
     config: Config
     surroundings: Surroundings
     on_ready: Callable[[], None]
+    watch: FileWatch | None = None
     offered: socket.socket | None = None
     lifeline: int | None = None
 
 
 def run(path: str, *, hot_restart: bool = False) -> int:
-    """Run to the end; the exit code. Raises ConfigFault and CannotListen, before anything was begun."""
+    """Run to the end; the exit code. Raises ConfigFault, CannotListen and OSError, before anything was begun."""
+    watch = FileWatch(path)  # before it is read: a change meanwhile must not be missed
     config = load(path)
     log.begin(config.log_level)
+    RequestLog(config.access_log, Statistics()).close()  # raises OSError, while nothing has begun
     name = handover.name_of(path)
     inherited = handover.inherit(name) if hot_restart else None
     if hot_restart and inherited is None:
@@ -59,10 +63,10 @@ def run(path: str, *, hot_restart: bool = False) -> int:
         LOGGER.warning("another process runs this file: no hot restart of this one")
     confirm = inherited.confirm if inherited else None
     if config.workers > 1:
-        return Supervisor(path, config, sockets, partial(_run_worker, path=path), offered, confirm).run()
+        return Supervisor(path, watch, config, sockets, partial(_run_worker, path=path), offered, confirm).run()
     surroundings = Surroundings(load=lambda: load(path), sockets=sockets)
     task = _Task(
-        path=path, config=config, surroundings=surroundings, offered=offered, on_ready=confirm or (lambda: None)
+        config=config, surroundings=surroundings, watch=watch, offered=offered, on_ready=confirm or (lambda: None)
     )
     return _run_loop(task)
 
@@ -92,7 +96,7 @@ def _run_worker(
         index=index,
         signal_parent=partial(os.kill, os.getppid()),
     )
-    return _run_loop(_Task(path=path, config=config, surroundings=surroundings, on_ready=on_ready, lifeline=lifeline))
+    return _run_loop(_Task(config=config, surroundings=surroundings, on_ready=on_ready, lifeline=lifeline))
 
 
 def _run_loop(task: _Task) -> int:
@@ -131,8 +135,8 @@ async def _serve_to_end(task: _Task) -> None:
         gc.collect()
         gc.freeze()
         task.on_ready()
-        if task.lifeline is None:
-            tasks.create_task(_watch(FileWatch(task.path), stack))
+        if task.watch is not None:
+            tasks.create_task(_watch(task.watch, stack))
         if task.offered is not None:
             _offer_in_thread(task.offered, task.surroundings.sockets)
         await stack.ended.wait()

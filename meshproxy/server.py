@@ -13,8 +13,8 @@ import socket
 from typing import Final, Protocol, cast, runtime_checkable
 
 from meshproxy.listener import ListenerRuntime
+from meshproxy.passage import DirectConnection
 from meshproxy.server_http1 import Http1Downstream
-from meshproxy.server_http2 import ServerConnection
 from meshproxy.shell import Timed
 from meshproxy.tcp_relay import TcpRelay
 
@@ -169,7 +169,7 @@ class Server:
         elif protocol == "tcp":
             connection = TcpRelay(self.listener, transport, self.forget)
         else:
-            connection = ServerConnection(self.listener, transport, self.forget)
+            connection = DirectConnection(self.listener, transport, self.forget)
         del self._connections[accepted]
         self._connections[connection] = transport
         transport.set_protocol(connection)

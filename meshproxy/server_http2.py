@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from meshproxy.exchange import Exchange
 from meshproxy.http2_transport import Http2Protocol
 from meshproxy.identity import forwarded_for, forwarded_proto
 from meshproxy.listener import ListenerRuntime
 from meshproxy.message import Fields, ProxyError, RequestHead, ResponseHead
+from meshproxy.wire.hpack import encode_ids
 from meshproxy.wire.http2 import Connection
 from meshproxy.wire.http2_frames import Code
 from meshproxy.wire.http2_heads import Block, encode_response
@@ -37,17 +38,24 @@ def grpc_timeout_s(value: bytes) -> float:
     return 0.0 if found is None else max(int(found[1]) * _UNIT_S[found[2]], 0.001)
 
 
+class Held(Protocol):
+    """A stream that waits for what else is being read."""
+
+    def settle(self) -> None:
+        """There is no more."""
+
+
 class ServerStream(Stream):
     """One request of a client, and the way of its answer."""
 
     __slots__ = ("exchange", "protocol")
 
     http2 = True
-    exchange: Exchange
 
     def __init__(self, protocol: ServerConnection) -> None:
         super().__init__(protocol.connection)
         self.protocol = protocol
+        self.exchange: Exchange | None = None
 
     @property
     def peer_address(self) -> str:
@@ -60,6 +68,10 @@ class ServerStream(Stream):
     # -- Stream: what the client does
 
     def on_head(self, block: Block, *, end: bool) -> None:
+        self.begin(block, end=end)
+
+    def begin(self, block: Block, *, end: bool) -> None:
+        """Make the request's exchange."""
         protocol = self.protocol
         protocol.stats.requests_http2 += 1
         head = block.request_head(end=end)
@@ -72,15 +84,20 @@ class ServerStream(Stream):
             exchange.start(end=end, limit_s=grpc_timeout_s(deadline))
 
     def on_data(self, data: bytes) -> None:
-        self.exchange.on_request_data(data)
+        if self.exchange is not None:
+            self.exchange.on_request_data(data)
 
     def on_end(self, trailers: Fields) -> None:
-        self.exchange.on_request_end(trailers)
+        if self.exchange is not None:
+            self.exchange.on_request_end(trailers)
 
     def on_reset(self, code: int, *, unprocessed: bool, is_fault: bool, detail: str) -> None:  # noqa: ARG002
-        self.exchange.on_client_gone()
+        if self.exchange is not None:
+            self.exchange.on_client_gone()
 
     def on_blocked(self, *, is_blocked: bool) -> None:
+        if self.exchange is None:
+            return
         if is_blocked:
             self.exchange.pause_answer()
         else:
@@ -132,7 +149,17 @@ class ServerStream(Stream):
 class ServerConnection(Http2Protocol):
     """A client's connection; its first bytes, preface included, are to come to `data_received`."""
 
-    __slots__ = ("_forget", "_forwarded_mode", "_is_gone", "_own_fields", "listener", "peer_address", "stats")
+    __slots__ = (
+        "_forget",
+        "_forwarded_mode",
+        "_is_gone",
+        "_own_bytes",
+        "_own_fields",
+        "held",
+        "listener",
+        "peer_address",
+        "stats",
+    )
 
     stats: ListenerStats
 
@@ -150,6 +177,7 @@ class ServerConnection(Http2Protocol):
         self.head_limit_s = config.head_timeout_s
         self._forwarded_mode = config.forwarded_for
         self._own_fields: Fields = []
+        self.held: list[Held] = []  # heads that wait for what else is being read
         self._is_gone = False
         self.connection = Connection(
             self,
@@ -160,21 +188,43 @@ class ServerConnection(Http2Protocol):
         )
         if self._forwarded_mode != "keep" and self.peer_address:
             self._own_fields = [(b"x-forwarded-for", self.peer_address.encode()), (b"x-forwarded-proto", b"http")]
+        self._own_bytes = encode_ids(self._own_fields)
         self.connection_made(transport)
 
     def identify(self, head: RequestHead, block: Block) -> None:
-        """Say where the request came from. 0.9 us where the client said nothing of it."""
+        """Say where the request came from."""
+        head.added = self._identity_of(block)
+
+    def identity_bytes(self, block: Block) -> bytes:
+        """The same, as it is sent. 0.6 us where the client said nothing of it."""
+        if block.aside:
+            return encode_ids(self._identity_of(block))
+        token = self.shell.randomness.token(80)
+        if block.has_request_id:
+            return b"%b\0\x0btraceparent\x3700-%b-%b-00" % (self._own_bytes, token[:32], token[32:48])
+        return b"%b\0\x0btraceparent\x3700-%b-%b-00\0\x0cx-request-id\x20%b" % (
+            self._own_bytes,
+            token[:32],
+            token[32:48],
+            token[48:],
+        )
+
+    def _identity_of(self, block: Block) -> Fields:
         randomness = self.shell.randomness
         aside = block.aside
         if not aside:
-            added = [*self._own_fields, (b"traceparent", randomness.traceparent(None, sampled=False))]
+            added = [
+                *self._own_fields,
+                (b"traceparent", randomness.traceparent(None, sampled=self.listener.starts_sampled())),
+            ]
         else:
             mode = self._forwarded_mode
-            came = aside.get(b"traceparent")
-            trace = randomness.traceparent(came, sampled=False)
-            if came is not None and trace[3:35] != came[3:35]:
-                head.drop(b"tracestate")  # of a trace that was malformed
-            added = [(b"traceparent", trace)]
+            added = [
+                (
+                    b"traceparent",
+                    randomness.traceparent(aside.get(b"traceparent"), sampled=self.listener.starts_sampled()),
+                )
+            ]
             addresses = forwarded_for(aside.get(b"x-forwarded-for"), self.peer_address.encode(), mode=mode)
             if addresses:
                 added.append((b"x-forwarded-for", addresses))
@@ -184,7 +234,7 @@ class ServerConnection(Http2Protocol):
                 added.append((b"grpc-timeout", deadline))
         if not block.has_request_id:
             added.append((b"x-request-id", randomness.token(32)))
-        head.added = added
+        return added
 
     def drain(self) -> None:
         """Let the requests that are here end, take no others."""
@@ -207,6 +257,13 @@ class ServerConnection(Http2Protocol):
             self._close_if_done()
 
     # -- Http2Protocol
+
+    def on_read(self) -> None:
+        held = self.held
+        if held:
+            self.held = []
+            for stream in held:
+                stream.settle()
 
     def on_second(self, idle_s: float) -> None:
         connection = self.connection

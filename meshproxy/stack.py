@@ -8,8 +8,10 @@ configuration before or the one after, never a mixture. What cannot be prepared 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +20,7 @@ from meshproxy.access_log import FLUSH_S, RequestLog
 from meshproxy.admin import Admin
 from meshproxy.admin_view import AdminView
 from meshproxy.cluster import Cluster
-from meshproxy.config import Config, Listener
+from meshproxy.config import ClusterConfig, Config, Listener
 from meshproxy.config_file import ConfigFault
 from meshproxy.discovered import DiscoveredCluster, Keeping, is_adoptable
 from meshproxy.listener import ListenerRuntime
@@ -41,6 +43,8 @@ from meshproxy.siblings import Siblings
 
 # For the first endpoints of clusters that must be asked for: then we serve without them, rather than never.
 _WARM_UP_S = 5.0
+# How long the thread that reads a file may keep the interpreter from requests. The default is 5 ms.
+_SWITCH_S = 0.0002
 # How often a draining stack looks whether its last connection has ended.
 _DRAIN_LOOK_S = 0.02
 
@@ -56,6 +60,17 @@ class Surroundings:
     index: int = 0  # which of the workers
     # Of one of several workers: its parent binds, and is told what concerns all.
     signal_parent: Callable[[signal.Signals], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A configuration, with what could be made of it beside what runs."""
+
+    config: Config
+    wanted: Mapping[Place, Listener]
+    routers: Mapping[Place, Router]
+    fresh: tuple[str, ...]  # clusters that begin anew
+    changed: tuple[ClusterConfig, ...]  # clusters that live on, differently
 
 
 class Stack:
@@ -105,9 +120,10 @@ class Stack:
         """Learn the first endpoints, then accept. Raises CannotListen."""
         self._surroundings.sockets.ensure(places(self.config))
         self._shell.wheel.start()
-        clusters = self._make_clusters(self.config, begin=tuple(self.config.clusters))
+        prepared = self._compare(self.config)
+        clusters = self._make_clusters(self.config, begin=prepared.fresh)
         await self._warm_up(clusters)
-        await self._swap(self.config, clusters)
+        await self._swap(prepared, clusters)
         await self._start_admin()
         self._flush_later()
         self._is_started = True
@@ -117,31 +133,58 @@ class Stack:
         """Read the file again and go over to it; the reason why it was refused, or None."""
         async with self._reloading:
             try:
-                config = self._surroundings.load()
+                prepared = await self._prepare()
+                config = prepared.config
                 if self._surroundings.signal_parent is None:
                     self._surroundings.sockets.ensure(places(config))
-                self.request_log.reopen(config.access_log)
+                if config.access_log != self.config.access_log:
+                    self.request_log.reopen(config.access_log)
             except (ConfigFault, CannotListen, OSError) as error:
                 self.statistics.reload_failures += 1
                 self.statistics.config_refused = True
                 LOGGER.error("reload refused, the configuration before runs on %s", fields(reason=error))
+                if self._surroundings.signal_parent is None:
+                    self._surroundings.sockets.release(places(self.config))
                 return str(error)
-            fresh = tuple(
-                cluster
-                for cluster in config.clusters
-                if (known := self._clusters.get(cluster.name)) is None
-                or not is_adoptable(known.cluster.config, cluster)
-            )
-            clusters = self._make_clusters(config, begin=fresh)
-            await self._warm_up({cluster.name: clusters[cluster.name] for cluster in fresh})
-            admin_before = self.config.admin
-            await self._swap(config, clusters)
-            if config.admin != admin_before:
+            before = self.config
+            clusters = self._make_clusters(config, begin=prepared.fresh)
+            await self._warm_up({name: clusters[name] for name in prepared.fresh})
+            await self._swap(prepared, clusters)
+            if config.admin != before.admin:
                 await self._start_admin()
+            if config.log_level != before.log_level:
+                LOGGER.setLevel(config.log_level.upper())
             self.statistics.reloads += 1
             self.statistics.config_refused = False
             LOGGER.info("reloaded %s", fields(listeners=len(config.listeners), clusters=len(config.clusters)))
             return None
+
+    async def _prepare(self) -> _Prepared:
+        """Read the file and compare, in a thread: 200 ms for 1,000 clusters, in which requests go on.
+
+        The interpreter's lock changes hands twenty-five times as often meanwhile, so that a request waits 0.2 ms for it
+        and not 5; and no collection stops all while there are ten thousand nodes to look at.
+        """
+        interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        gc.disable()
+        try:
+            return await asyncio.to_thread(lambda: self._compare(self._surroundings.load()))
+        finally:
+            gc.enable()
+            sys.setswitchinterval(interval_s)
+
+    def _compare(self, config: Config) -> _Prepared:
+        fresh, changed = [], []
+        for cluster in config.clusters:
+            known = self._clusters.get(cluster.name)
+            if known is None or not is_adoptable(known.cluster.config, cluster):
+                fresh.append(cluster.name)
+            elif known.cluster.config != cluster:
+                changed.append(cluster)
+        wanted = {place_of(one.name, one.address, one.port): one for one in config.listeners}
+        routers = {place: Router(one, self.statistics) for place, one in wanted.items()}
+        return _Prepared(config, wanted, routers, tuple(fresh), tuple(changed))
 
     def drain(self) -> None:
         """Accept no more, let requests end, at most for drain_s; then `ended` is set. The second time: at once."""
@@ -171,7 +214,7 @@ class Stack:
         if self._surroundings.signal_parent is None:
             return await self.reload()
         try:
-            self._surroundings.load()
+            await asyncio.to_thread(self._surroundings.load)
         except ConfigFault as fault:
             return str(fault)
         self._surroundings.signal_parent(signal.SIGHUP)
@@ -197,11 +240,12 @@ class Stack:
 
     # -- parts
 
-    def _make_clusters(self, config: Config, *, begin: tuple[object, ...]) -> dict[str, DiscoveredCluster]:
+    def _make_clusters(self, config: Config, *, begin: tuple[str, ...]) -> dict[str, DiscoveredCluster]:
         """The clusters of a configuration: those of `begin` new and learning, the others as they are."""
         made: dict[str, DiscoveredCluster] = {}
+        anew = frozenset(begin)
         for cluster in config.clusters:
-            if cluster in begin:
+            if cluster.name in anew:
                 made[cluster.name] = DiscoveredCluster(cluster, self._keeping)
                 made[cluster.name].begin()
             else:
@@ -217,21 +261,21 @@ class Stack:
             unknown = [name for name, cluster in clusters.items() if not cluster.known.is_set()]
             LOGGER.warning("no endpoints known yet %s", fields(clusters=",".join(unknown)))
 
-    async def _swap(self, config: Config, clusters: dict[str, DiscoveredCluster]) -> None:
+    async def _swap(self, prepared: _Prepared, clusters: dict[str, DiscoveredCluster]) -> None:
         """Go over: nothing in here waits between the first change that a request can see and the last one."""
-        wanted = {place_of(one.name, one.address, one.port): one for one in config.listeners}
-        routers = {name: Router(one, self.statistics) for name, one in wanted.items()}
+        config, wanted, routers = prepared.config, prepared.wanted, prepared.routers
         shown = {name: one.cluster for name, one in clusters.items()}
         for place, one in wanted.items():
             if place not in self._listening:
                 self._listening[place] = self._make_listening(place, one, routers[place], shown)
-        for cluster in config.clusters:
+        for cluster in prepared.changed:
             clusters[cluster.name].adopt(cluster)
         before, self._clusters, self._shown, self.config = self._clusters, clusters, shown, config
         for place in [place for place in self._listening if place not in wanted]:
             leaving = self._listening.pop(place)
             leaving.drain(within_s=config.drain_s)
             self._leaving.append(leaving)
+        self._leaving = [one for one in self._leaving if one.connections]
         for place, listening in self._listening.items():
             runtime = listening.runtime
             runtime.config, runtime.router, runtime.clusters = wanted[place], routers[place], shown

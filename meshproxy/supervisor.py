@@ -70,6 +70,7 @@ class Supervisor:
     """The parent's state. `run` returns the exit code."""
 
     path: str
+    watch: FileWatch
     config: Config
     sockets: ListeningSockets
     run_worker: RunWorker
@@ -81,7 +82,6 @@ class Supervisor:
     lifeline: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC))
 
     def run(self) -> int:
-        watch = FileWatch(self.path)
         wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
         for number in _SIGNALS:
@@ -105,7 +105,7 @@ class Supervisor:
                 self._reap()
                 self._hear()
                 if not self.is_stopping:
-                    if watch.has_changed():
+                    if self.watch.has_changed():
                         self._reload()
                     self._restart_due()
         return 0

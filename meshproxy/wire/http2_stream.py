@@ -81,6 +81,12 @@ class Stream:
     def on_end(self, trailers: Fields) -> None:
         raise NotImplementedError
 
+    def on_whole_answer(self, block: Block, data: bytes) -> None:
+        """An answer that ends with its first frame of data: all of it at once."""
+        self.on_head(block, end=False)
+        self.on_data(data)
+        self.on_end([])
+
     def on_reset(self, code: int, *, unprocessed: bool, is_fault: bool, detail: str) -> None:
         """The stream is gone: reset by the peer, lost with the connection, or for what the peer did wrong."""
         raise NotImplementedError

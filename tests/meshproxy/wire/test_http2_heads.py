@@ -7,7 +7,8 @@ from hpack import Decoder, Encoder
 
 from meshproxy.message import Fields
 from meshproxy.wire.http2_frames import StreamFault
-from meshproxy.wire.http2_heads import HeadReader, HeadTooLarge, encode_request, encode_response
+from meshproxy.wire.http2_head_reader import HeadReader
+from meshproxy.wire.http2_heads import HeadTooLarge, encode_request, encode_response
 from tests.meshproxy.wire.http2_recording import GET
 
 
