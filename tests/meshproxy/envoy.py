@@ -183,9 +183,9 @@ class Envoy:
 
 
 @contextmanager
-def running_envoy(folder: Path, policies: Mapping[str, Json]) -> Iterator[Envoy]:
+def running_envoy(folder: Path, policies: Mapping[str, Json], *, kind: type[Envoy] = Envoy) -> Iterator[Envoy]:
     """Run an Envoy with a cluster for each of these load balancing policies, without endpoints yet."""
-    envoy = Envoy(folder, policies)
+    envoy = kind(folder, policies)
     process = envoy.start()
     try:
         yield envoy
