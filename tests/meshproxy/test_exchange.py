@@ -225,6 +225,40 @@ def test_a_silent_endpoint_is_a_504_after_the_routes_timeout() -> None:
     run(story())
 
 
+def test_an_answer_that_stops_in_the_middle_is_cut_off() -> None:
+    async def story() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc")
+            await reader.read()
+
+        route = forward(timeout_s=0, idle_timeout_s=0.1)
+        async with ScriptedEndpoint(serve).listening() as endpoint, proxy(endpoint.port, routes=(route,)) as mesh:
+            client = await mesh.connect()
+            client.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+            assert (await client.reader.readuntil(b"abc")).startswith(b"HTTP/1.1 200 OK")
+            assert await client.is_closed()
+            await wait_until(lambda: is_quiet(mesh) and mesh.cluster.connections == 0)
+
+    run(story())
+
+
+def test_a_client_that_stops_reading_is_cut_off() -> None:
+    async def story() -> None:
+        async with ScriptedEndpoint().listening() as endpoint:
+            endpoint.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n" + b"a" * 50_000_000
+            route = forward(timeout_s=0, idle_timeout_s=0.2)
+            async with proxy(endpoint.port, routes=(route,)) as mesh:
+                client = await mesh.connect()
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                client.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+                await wait_until(lambda: bool(endpoint.heads))
+                await wait_until(lambda: mesh.listener.stats.connections_active == 0)
+                assert is_quiet(mesh)
+
+    run(story())
+
+
 def test_a_try_that_takes_too_long_is_repeated_elsewhere() -> None:
     async def story() -> None:
         async with silent().listening() as slow, ScriptedEndpoint().listening() as good:
