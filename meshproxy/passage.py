@@ -17,6 +17,7 @@ from meshproxy.exchange_record import record_of
 from meshproxy.hash_key import hash_value
 from meshproxy.listener import ListenerRuntime
 from meshproxy.message import Fields, ProxyError, ResponseHead
+from meshproxy.metrics import RouteStats
 from meshproxy.parts import UpstreamStream
 from meshproxy.route_plan import RoutePlan
 from meshproxy.server_http2 import ServerConnection, ServerStream, grpc_timeout_s
@@ -44,6 +45,7 @@ class Passage:
         "max_requests",
         "plan",
         "router",
+        "stats",
         "timeout_ticks",
     )
 
@@ -55,9 +57,11 @@ class Passage:
         self.header: bytes | None = None
         self.is_direct = False
         self.max_requests = self.timeout_ticks = self.idle_ticks = 0
+        self.stats: RouteStats | None = None
         if plan is None or plan.forward is None or plan.cluster is None:
             return
         forward = plan.forward
+        self.stats = plan.stats[plan.cluster]
         cluster = self.cluster = listener.clusters.get(plan.cluster)
         if cluster is None:
             return
@@ -345,7 +349,7 @@ class Passenger(ServerStream):
         passage, upstream = self.passage, self.upstream
         assert passage is not None
         assert upstream is not None
-        assert passage.plan is not None
+        assert passage.stats is not None
         assert passage.cluster is not None
         self.upstream = upstream.direct = None
         slot = self.slot
@@ -358,7 +362,7 @@ class Passenger(ServerStream):
         endpoint.active -= 1
         cluster.active_requests -= 1
         endpoint.report(status, None, duration_s, now=now)
-        passage.plan.stats[cluster.name].count(status, duration_s)
+        passage.stats.count(status, duration_s)
         log = protocol.listener.log
         if log is not None and log.is_on and log.wants(failed=False):
             record = Resumed(self)

@@ -3,7 +3,7 @@
 HPACK's code is canonical, as DEFLATE's codes are (RFC 1951 3.2.2), and all of its symbols of more than 15 bits begin
 with 15 ones. So a DEFLATE block whose code has the shorter symbols, and 15 ones as its end, reads HPACK's strings once
 the bits of each byte are turned around: a UUID in 1.6 us, where look-ups of 16 bits at a time took 2.8 and the
-automaton of the library `hpack` takes 3.9. Strings with a rare symbol, and all that are not perfect, are decoded bit by bit.
+automaton of the library `hpack` takes 3.9. Strings with a rare symbol, and whatever is not perfect, go bit by bit.
 Nothing is encoded this way: it would cost time at both ends, and saves bytes that never leave the data centre.
 """
 
