@@ -61,6 +61,11 @@ class Exchange(Attempts):
         shell = listener.shell
         self._request_ended = end
         self.started_at = shell.loop.time()
+        stats = listener.stats
+        if self.downstream.http2:
+            stats.requests_http2 += 1
+        else:
+            stats.requests_http1 += 1
         plan = listener.router.find(head)
         if plan is None:
             self._refuse(ProxyError("client", "no-route"))
@@ -82,6 +87,7 @@ class Exchange(Attempts):
             return
         self.cluster = cluster
         cluster.active_requests += 1
+        stats.requests_active += 1
         key = plan.key
         if key is not None:
             header = key.header
@@ -363,6 +369,13 @@ class Exchange(Attempts):
             self.slot = None
         cluster = self.cluster
         cluster.active_requests -= 1
+        stats = self.listener.stats
+        stats.requests_active -= 1
+        stats.bytes_sent += self.answer_bytes
+        cluster.stats.bytes_received += self.answer_bytes
+        if self.request_bytes:
+            stats.bytes_received += self.request_bytes
+            cluster.stats.bytes_sent += self.request_bytes
         if self._holds_retry:
             self._holds_retry = False
             return_budget(cluster)

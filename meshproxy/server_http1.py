@@ -12,12 +12,22 @@ from typing import Final
 
 from meshproxy.error_answer import ERROR_FIELD
 from meshproxy.exchange import Exchange
+from meshproxy.http1_stamp import Http1Stamp
 from meshproxy.listener import ListenerRuntime
 from meshproxy.message import Fields, ProxyError, RequestHead, ResponseHead
 from meshproxy.shell import Timed, ticks
 from meshproxy.wire.chunked import ChunkedReader, last_chunk
 from meshproxy.wire.http1_fields import HTTP1, BadMessage, has_bad_line_end
-from meshproxy.wire.http1_request import quick_match, read_request
+from meshproxy.wire.http1_request import (
+    HOST,
+    LENGTH,
+    METHOD,
+    PATH,
+    quick_head,
+    quick_match,
+    quick_request,
+    read_request,
+)
 from meshproxy.wire.http1_write import response_lines
 
 # What a client may have sent beyond the request that is being answered; then it is no longer read from.
@@ -28,7 +38,7 @@ LINGER_S: Final = 2.0
 
 # What is read.
 HEAD: Final = 0
-LENGTH: Final = 1
+COUNTED: Final = 1
 CHUNKS: Final = 2
 WAIT: Final = 3  # the request is all here, its answer is not
 TUNNEL: Final = 4
@@ -55,8 +65,9 @@ class Http1Downstream(asyncio.Protocol):
         "_max_fields",
         "_method",
         "_on_close",
+        "_stamp",
         "_state",
-        "_tail",
+        "_surely_few_fields",
         "_transport",
         "_upgrade",
         "_wheel",
@@ -96,11 +107,8 @@ class Http1Downstream(asyncio.Protocol):
         self._active_tick = self._wheel.tick
         self.due_tick = 0
         self.slot: set[Timed] | None = None
-        mode = listener.config.forwarded_for
-        # Of each request of this connection that brings neither itself.
-        self._tail = (
-            b"" if mode == "keep" else b"x-forwarded-for: %b\r\nx-forwarded-proto: http\r\n" % peer_address.encode()
-        )
+        self._surely_few_fields = self._max_fields * len(b"a:\r\n")
+        self._stamp = Http1Stamp(peer_address.encode(), listener.config.forwarded_for, listener.shell.randomness)
         self._wind()
 
     def __repr__(self) -> str:
@@ -111,28 +119,19 @@ class Http1Downstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._state == HEAD and not self._buffer:
             match = quick_match(data)
-            if (
-                match is not None
-                and match.end() == len(data)
-                and len(data) < 400  # cannot hold more fields than allowed
-            ):
-                method, path, host, keep_alive, length, request_id = match.groups()
-                if host is not None and length is None and request_id is None and keep_alive is None:
-                    token = self.listener.shell.randomness.token(80)
-                    origin = b"%b%bx-request-id: %b\r\ntraceparent: 00-%b-%b-00\r\n" % (
-                        data[:-2],
-                        self._tail,
-                        token[:32],
-                        token[32:64],
-                        token[64:],
-                    )
+            if match is not None:
+                method, path, host, length = match.group(METHOD, PATH, HOST, LENGTH)
+                if (
+                    host is not None
+                    and length is None
+                    and match.end() == len(data)
+                    and len(data) < self._surely_few_fields
+                    and (origin := self._stamp.origin(match, data)) is not None
+                ):
                     self._state = WAIT
                     self._method = method
-                    exchange = self._exchange = Exchange(
-                        self,
-                        self.listener,
-                        RequestHead(method, b"http", host, path, None, None, False, None, origin, HTTP1),
-                    )
+                    head = RequestHead(method, b"http", host, path, None, None, False, None, origin, HTTP1)
+                    exchange = self._exchange = Exchange(self, self.listener, head)
                     exchange.start(end=True)
                     return
         self._read(data)
@@ -171,9 +170,15 @@ class Http1Downstream(asyncio.Protocol):
 
     def on_due(self) -> None:
         tick = self._wheel.tick
-        if self._state == LINGER:
-            self._leave()
-            self._transport.abort()
+        if self._state in (LINGER, GONE):
+            # As long as the client takes what was written, it may; one that does not must not hold us.
+            left = self._transport.get_write_buffer_size()
+            if left and left != self._left:
+                self._left = left
+                self._wheel.put(self, self.listener.config.stream_idle_s or LINGER_S)
+            else:
+                self._leave()
+                self._transport.abort()
         elif self._head_due and tick >= self._head_due:
             self._refuse(ProxyError("client", "head-timeout"), 408)
         elif self._state == HEAD and tick - self._active_tick >= ticks(self.listener.config.idle_timeout_s):
@@ -195,6 +200,7 @@ class Http1Downstream(asyncio.Protocol):
         ):
             self._write(b"%b\r\n%b" % (head.origin, data))  # type: ignore[str-format]  # HTTP1's is bytes
             self._exchange = None
+            self._upgrade = None
             self._state = HEAD
             self._active_tick = self._wheel.tick
             if self._buffer or self._is_paused:
@@ -237,7 +243,8 @@ class Http1Downstream(asyncio.Protocol):
                 self._transport.write_eof()
             self._exchange = None
             self._state = LINGER
-            self._wind()
+            self._left = 0
+            self._wheel.put(self, LINGER_S)
             return
         if self._answer_chunked:
             self._write(last_chunk(trailers))
@@ -250,7 +257,7 @@ class Http1Downstream(asyncio.Protocol):
         self._transport.abort()
 
     def pause_request(self) -> None:
-        if not self._is_paused and self._state in (LENGTH, CHUNKS, TUNNEL):
+        if not self._is_paused and self._state in (COUNTED, CHUNKS, TUNNEL):
             self._is_paused = True
             self._transport.pause_reading()
 
@@ -272,7 +279,7 @@ class Http1Downstream(asyncio.Protocol):
                 state = self._state
                 if state == HEAD:
                     data = self._read_head(data)
-                elif state in (LENGTH, CHUNKS):
+                elif state in (COUNTED, CHUNKS):
                     data = self._read_body(data)
                 elif state == TUNNEL:
                     assert self._exchange is not None
@@ -319,18 +326,25 @@ class Http1Downstream(asyncio.Protocol):
                 self._wind()
             return b""
         self._head_due = 0
-        request = read_request(data[:end], max_fields=self._max_fields)
-        head = request.head
-        if head.upgrade == b"connect" and not config.allow_connect:
-            raise BadMessage(405, "CONNECT is not allowed here")
-        self.listener.stamp(head, self.peer_address)
+        match = quick_request(data, max_fields=self._max_fields)
+        origin = None if match is None else self._stamp.origin(match, data)
+        if match is not None and origin is not None:
+            head = quick_head(match, origin)
+            self._chunks = None
+            self._is_http10 = False
+        else:
+            request = read_request(data[:end], max_fields=self._max_fields)
+            head = request.head
+            if head.upgrade == b"connect" and not config.allow_connect:
+                raise BadMessage(405, "CONNECT is not allowed here")
+            self.listener.stamp(head, self.peer_address)
+            self._is_http10 = request.is_http10
+            self._keep_alive = self._keep_alive and request.keep_alive
+            self._chunks = ChunkedReader() if request.is_chunked else None
         self._method = head.method
         self._upgrade = head.upgrade
-        self._is_http10 = request.is_http10
-        self._keep_alive = self._keep_alive and request.keep_alive
-        self._chunks = ChunkedReader() if request.is_chunked else None
         self._left = head.content_length or 0
-        self._state = CHUNKS if request.is_chunked else LENGTH if self._left else WAIT
+        self._state = CHUNKS if self._chunks is not None else COUNTED if self._left else WAIT
         exchange = self._exchange = Exchange(self, self.listener, head)
         exchange.start(end=self._state == WAIT)
         return data[end:]
@@ -357,7 +371,7 @@ class Http1Downstream(asyncio.Protocol):
         piece, rest = data[: self._left], data[self._left :]
         self._left -= len(piece)
         exchange.on_request_data(piece)
-        if not self._left and self._state == LENGTH:
+        if not self._left and self._state == COUNTED:
             self._state = WAIT
             exchange.on_request_end([])
         return rest
@@ -377,7 +391,7 @@ class Http1Downstream(asyncio.Protocol):
                 lines += b"transfer-encoding: chunked\r\n"
         elif end and head.content_length is None and head.has_body is False and self._needs_length(head.status):
             lines += b"content-length: 0\r\n"
-        if self._state in (LENGTH, CHUNKS) or self.listener.is_draining:
+        if self._state in (COUNTED, CHUNKS) or self.listener.is_draining:
             self._keep_alive = False  # an early answer: the rest of the request is not read
         return lines + (b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n")
 
@@ -386,6 +400,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def _end_answer(self) -> None:
         self._exchange = None
+        self._upgrade = None
         self._active_tick = self._wheel.tick
         if self._keep_alive:
             self._state = HEAD
@@ -421,6 +436,7 @@ class Http1Downstream(asyncio.Protocol):
     def _linger(self) -> None:
         self._state = LINGER
         self._buffer = b""
+        self._left = 0
         self.resume_request()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
@@ -429,6 +445,9 @@ class Http1Downstream(asyncio.Protocol):
     def _close(self) -> None:
         self._leave()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._left = 0
+            self._wheel.put(self, LINGER_S)
 
     def _leave(self) -> None:
         self._state = GONE
