@@ -170,9 +170,15 @@ class Http1Downstream(asyncio.Protocol):
 
     def on_due(self) -> None:
         tick = self._wheel.tick
-        if self._state == LINGER:
-            self._leave()
-            self._transport.abort()
+        if self._state in (LINGER, GONE):
+            # As long as the client takes what was written, it may; one that does not must not hold us.
+            left = self._transport.get_write_buffer_size()
+            if left and left != self._left:
+                self._left = left
+                self._wheel.put(self, self.listener.config.stream_idle_s or LINGER_S)
+            else:
+                self._leave()
+                self._transport.abort()
         elif self._head_due and tick >= self._head_due:
             self._refuse(ProxyError("client", "head-timeout"), 408)
         elif self._state == HEAD and tick - self._active_tick >= ticks(self.listener.config.idle_timeout_s):
@@ -237,7 +243,8 @@ class Http1Downstream(asyncio.Protocol):
                 self._transport.write_eof()
             self._exchange = None
             self._state = LINGER
-            self._wind()
+            self._left = 0
+            self._wheel.put(self, LINGER_S)
             return
         if self._answer_chunked:
             self._write(last_chunk(trailers))
@@ -429,6 +436,7 @@ class Http1Downstream(asyncio.Protocol):
     def _linger(self) -> None:
         self._state = LINGER
         self._buffer = b""
+        self._left = 0
         self.resume_request()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
@@ -437,6 +445,9 @@ class Http1Downstream(asyncio.Protocol):
     def _close(self) -> None:
         self._leave()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._left = 0
+            self._wheel.put(self, LINGER_S)
 
     def _leave(self) -> None:
         self._state = GONE

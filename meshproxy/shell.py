@@ -69,6 +69,8 @@ class TimerWheel:
         slot.add(timed)
 
     def _turn(self) -> None:
+        # First of all, so that a crash in one timer (the loop reports it) does not stop all others for ever.
+        self._handle = self._loop.call_later(TICK_S, self._turn)
         # After a pause of the loop, all missed ticks are made up for.
         now_tick = int((self._loop.time() - self._started_at) / TICK_S)
         while self.tick < now_tick:
@@ -80,7 +82,6 @@ class TimerWheel:
                         slot.discard(timed)
                         timed.slot = None
                         timed.on_due()
-        self._handle = self._loop.call_later(TICK_S, self._turn)
 
 
 class Shell:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from meshproxy.cluster import Cluster, Endpoint
 from meshproxy.message import ProxyError
 from meshproxy.parts import AnswerReceiver, Pool
-from meshproxy.shell import TICK_S, Shell, Timed
+from meshproxy.shell import TICK_S, Shell, Timed, ticks
 from meshproxy.upstream_http1 import Http1Connection
 from meshproxy.upstream_http2 import Http2Pool
 
@@ -71,7 +71,7 @@ class Http1Pool:
         self.shell = shell
         self.wheel = shell.wheel
         self.stats = cluster.stats
-        self.max_age_ticks = int(config.max_connection_age_s / TICK_S)
+        self.max_age_ticks = ticks(config.max_connection_age_s)
         self.max_requests = config.max_requests_per_connection
         # Ordered: the last one in is the first one out, so that what is not needed grows old.
         self._idle: dict[Http1Connection, None] = {}
@@ -88,8 +88,11 @@ class Http1Pool:
     def open(self, receiver: AnswerReceiver) -> Http1Connection | None:
         if self._is_closed:
             raise self._left()
-        if self._idle:
+        while self._idle:
             connection = self._idle.popitem()[0]
+            if self.max_age_ticks and self.is_spent(connection):
+                connection.shut()
+                continue
             connection.receiver = receiver
             self.stats.connections_reused += 1
             return connection
@@ -146,9 +149,9 @@ class Http1Pool:
         """Whether the connection is to be closed rather than used again."""
         return (
             self._is_closed
-            or (self.max_requests and connection.requests >= self.max_requests)
-            or (self.max_age_ticks and self.wheel.tick - connection.born_tick >= self.max_age_ticks)
-        ) is True
+            or 0 < self.max_requests <= connection.requests
+            or 0 < self.max_age_ticks <= self.wheel.tick - connection.born_tick
+        )
 
     def forget(self, connection: Http1Connection) -> None:
         """The connection is gone."""

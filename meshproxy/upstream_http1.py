@@ -6,9 +6,12 @@ Hot where an answer arrives whole in one piece; everything else goes through `_r
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from meshproxy.message import Fields, ProxyError, RequestHead
+from meshproxy.retry import IDEMPOTENT_METHODS
 from meshproxy.wire.chunked import ChunkedReader, last_chunk
 from meshproxy.wire.http1_fields import HTTP1, BadMessage, has_bad_line_end
 from meshproxy.wire.http1_response import BY_CHUNKS, BY_CLOSE, BY_LENGTH, NO_BODY, read_response, remembered
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 # Envoy's limits of an answer's head.
 MAX_HEAD_BYTES: Final = 60 * 1024
 MAX_FIELDS: Final = 100
+
+# tcpi_bytes_acked of struct tcp_info, linux/tcp.h (since Linux 4.1).
+TCP_INFO_BYTES: Final = 256
+BYTES_ACKED: Final = struct.Struct("Q")
+BYTES_ACKED_AT: Final = 120
 
 # What the connection waits for.
 IDLE: Final = 0
@@ -45,6 +53,8 @@ class Http1Connection(asyncio.Protocol):
         "_left",
         "_method",
         "_pool",
+        "_sent",
+        "_sent_before",
         "_state",
         "_transport",
         "_upgrade",
@@ -70,6 +80,8 @@ class Http1Connection(asyncio.Protocol):
         self._is_chunking = False  # its body goes out in chunks
         self._is_keep_alive = True
         self._is_paused = False
+        self._sent = 0  # bytes of requests, all told
+        self._sent_before = 0  # and before this one
         self.requests = 0
         self.idle_since = 0
         self.born_tick = pool.wheel.tick
@@ -85,24 +97,30 @@ class Http1Connection(asyncio.Protocol):
         self._method = head.method
         self._upgrade = head.upgrade
         self._is_sent = end
+        self._sent_before = self._sent
         if end and head.read_origin is HTTP1 and not head.added:
-            self._write(head.origin + b"\r\n")  # type: ignore[operator]  # the origin of HTTP1 is bytes
-            return
-        self._is_chunking = head.has_body and head.content_length is None
-        self._write(request_bytes(head))
-        if end and self._is_chunking:
-            self._write(last_chunk([]))
+            self._is_chunking = False
+            data: bytes = head.origin + b"\r\n"  # type: ignore[operator]  # the origin of HTTP1 is bytes
+        else:
+            self._is_chunking = head.has_body and head.content_length is None
+            data = request_bytes(head)
+            if end and self._is_chunking:
+                data += last_chunk([])
+        self._sent += len(data)
+        self._write(data)
 
     def send_data(self, data: bytes) -> None:
         if self._is_chunking:
-            self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
-        else:
-            self._write(data)
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._sent += len(data)
+        self._write(data)
 
     def send_end(self, trailers: Fields) -> None:
         self._is_sent = True
         if self._is_chunking:
-            self._write(last_chunk(trailers))
+            data = last_chunk(trailers)
+            self._sent += len(data)
+            self._write(data)
         elif self._state == TUNNEL:
             self._transport.write_eof()
 
@@ -179,8 +197,14 @@ class Http1Connection(asyncio.Protocol):
         if state in (TUNNEL, CLOSE) and exc is None:
             receiver.on_answer_end([])
             return
-        # A reused connection that ends before a byte of the answer: the endpoint had closed it, and has read nothing.
-        is_stale = state == HEAD and not self._buffer and self.requests > 1
+        # A reused connection that ends before a byte of the answer: the endpoint has most likely closed it before it
+        # knew of the request. For a method that may run twice that is enough; for another one the kernel must know it.
+        is_stale = (
+            state == HEAD
+            and not self._buffer
+            and self.requests > 1
+            and (self._method in IDEMPOTENT_METHODS or self._is_unheard())
+        )
         if is_stale:
             self._pool.distrust_idle()
         detail = "" if exc is None else f": {exc}"
@@ -301,6 +325,18 @@ class Http1Connection(asyncio.Protocol):
             if self._is_paused:
                 self.resume_answer()
             self._pool.release(self)
+
+    def _is_unheard(self) -> bool:
+        """Whether the endpoint's kernel has acknowledged no byte of this request: nobody can have read it."""
+        sock = self._transport.get_extra_info("socket")
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+        except (OSError, ValueError):
+            return False
+        if len(info) < BYTES_ACKED.size + BYTES_ACKED_AT:
+            return False
+        acked: int = BYTES_ACKED.unpack_from(info, BYTES_ACKED_AT)[0]
+        return acked <= self._sent_before + 1  # the SYN counts as one
 
     def _lose(self) -> None:
         self.receiver = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from meshproxy.config import (
@@ -118,26 +119,50 @@ def test_a_post_is_sent_once_although_its_endpoint_failed() -> None:
 
 def test_a_stale_connection_costs_nothing_but_another_one() -> None:
     async def story() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as endpoint:
+            endpoint.setblocking(False)
+            async with proxy(endpoint.getsockname()[1]) as mesh:
+                client = await mesh.connect()
+                client.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+                first, _ = await loop.sock_accept(endpoint)
+                await loop.sock_recv(first, 65_536)
+                await loop.sock_sendall(first, OK)
+                assert (await client.answer()).status == 200
+                # The endpoint closes, and the proxy has not read that yet when it writes the next request.
+                upstream = next(iter(mesh.cluster.endpoints[0].pool._idle))
+                upstream._transport.pause_reading()
+                first.close()
+                client.send(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi")
+                await wait_until(lambda: mesh.cluster.active_requests == 1)
+                upstream._transport.resume_reading()
+                second, _ = await loop.sock_accept(endpoint)
+                with second:
+                    assert (await loop.sock_recv(second, 65_536)).endswith(b"\r\n\r\nhi")
+                    await loop.sock_sendall(second, OK)
+                    assert (await client.answer()).status == 200
+                    assert mesh.cluster.endpoints[0].failures == 0
+
+    run(story())
+
+
+def test_a_post_that_the_endpoint_has_heard_is_not_sent_again() -> None:
+    async def story() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await endpoint.read_request(reader)
             writer.write(OK)
-            await writer.drain()
-            await gate.wait()
-            # Reads the next head and then resets, as the kernel does for a request to a closed socket.
-            await reader.readuntil(b"\r\n\r\n")
-            gate.clear()
-            writer.transport.abort()
+            await endpoint.read_request(reader)  # works on it, and dies: the connection just ends
 
-        gate = asyncio.Event()
         endpoint = ScriptedEndpoint(serve)
         async with endpoint.listening(), proxy(endpoint.port) as mesh:
             client = await mesh.connect()
             assert (await client.get()).status == 200
-            gate.set()
             answer = await client.get("/", "Content-Length: 2", method="POST", body=b"hi")
-            assert answer.status == 200
-            assert endpoint.connections == 2
-            assert mesh.cluster.endpoints[0].failures == 0
+            assert (answer.status, answer.field("x-netloom-error")) == (503, "reset")
+            assert endpoint.bodies == [b"", b"hi"]
+            # A method that may run twice is repeated, with a connection of its own.
+            assert (await client.get()).status == 200
+            assert (await client.get()).status == 200
 
     run(story())
 
@@ -196,6 +221,40 @@ def test_a_silent_endpoint_is_a_504_after_the_routes_timeout() -> None:
             assert is_quiet(mesh)
             assert mesh.cluster.endpoints[0].timeouts == 1
             await wait_until(lambda: mesh.cluster.connections == 0)
+
+    run(story())
+
+
+def test_an_answer_that_stops_in_the_middle_is_cut_off() -> None:
+    async def story() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc")
+            await reader.read()
+
+        route = forward(timeout_s=0, idle_timeout_s=0.1)
+        async with ScriptedEndpoint(serve).listening() as endpoint, proxy(endpoint.port, routes=(route,)) as mesh:
+            client = await mesh.connect()
+            client.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+            assert (await client.reader.readuntil(b"abc")).startswith(b"HTTP/1.1 200 OK")
+            assert await client.is_closed()
+            await wait_until(lambda: is_quiet(mesh) and mesh.cluster.connections == 0)
+
+    run(story())
+
+
+def test_a_client_that_stops_reading_is_cut_off() -> None:
+    async def story() -> None:
+        async with ScriptedEndpoint().listening() as endpoint:
+            endpoint.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n" + b"a" * 50_000_000
+            route = forward(timeout_s=0, idle_timeout_s=0.2)
+            async with proxy(endpoint.port, routes=(route,)) as mesh:
+                client = await mesh.connect()
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                client.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+                await wait_until(lambda: bool(endpoint.heads))
+                await wait_until(lambda: mesh.listener.stats.connections_active == 0)
+                assert is_quiet(mesh)
 
     run(story())
 
