@@ -287,18 +287,6 @@ def test_a_hedge_answers_for_a_slow_first_attempt() -> None:
     run(story())
 
 
-def test_a_post_is_not_hedged() -> None:
-    async def story() -> None:
-        async with silent().listening() as slow, silent().listening() as other:
-            route = forward(timeout_s=0.4, retry=Retry(per_try_timeout_s=0.1, hedge_on_per_try_timeout=True))
-            async with proxy(slow.port, other.port, routes=(route,)) as mesh:
-                client = await mesh.connect()
-                assert (await client.get("/", "Content-Length: 2", method="POST", body=b"hi")).status == 504
-                assert len(slow.heads) + len(other.heads) == 1
-
-    run(story())
-
-
 def test_the_first_attempt_may_still_win_over_its_hedge() -> None:
     async def story() -> None:
         hedged = asyncio.Event()
