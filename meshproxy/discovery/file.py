@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
 from meshproxy.config import FileDiscovery
-from meshproxy.discovery.endpoint_file import EndpointFileError, parse_endpoints
+from meshproxy.discovery.endpoint_file import EndpointFileError, parse_steps
 from meshproxy.discovery.source import Snapshot
 
 POLL_S = 1.0
@@ -37,7 +37,7 @@ class FileSource:
             state = self._state()
             if state != seen:
                 seen = state
-                snapshot = self._read()
+                snapshot = await self._read()
                 if snapshot is not None and snapshot != last:
                     last = snapshot
                     yield snapshot
@@ -51,13 +51,25 @@ class FileSource:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
-    def _read(self) -> Snapshot | None:
+    async def _read(self) -> Snapshot | None:
         try:
             with open(self.path, encoding="utf-8") as file:
-                snapshot = parse_endpoints(file.read(), path=self.path)
+                steps = parse_steps(file.read(), path=self.path)
+            snapshot = await _in_turns(steps)
         except (OSError, UnicodeDecodeError, EndpointFileError) as error:
             self.error = str(error)
             log.error("endpoints not taken over, the old ones stay: %s", error)
             return None
         self.error = None
         return snapshot
+
+
+async def _in_turns(steps: Generator[None, None, Snapshot]) -> Snapshot:
+    """Do one step in each turn of the loop."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            snapshot: Snapshot = stop.value
+            return snapshot
+        await asyncio.sleep(0)

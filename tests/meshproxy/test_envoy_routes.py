@@ -106,29 +106,19 @@ KEYS: dict[str, tuple[list[dict[str, Any]], tuple[HashPolicy, ...]]] = {
 }
 
 
-class RoutingEnvoy(Envoy):
-    """Answers with the route's name; below /hash/NAME/, sends to one of 40 endpoints by the key of KEYS[NAME]."""
-
-    def _config(self) -> dict[str, Any]:
-        config = super()._config()
-        http = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        hashed = [
-            {"match": {"prefix": f"/hash/{name}/"}, "route": {"cluster": "maglev", "hash_policy": policies}}
-            for name, (policies, _) in KEYS.items()
-        ]
-        plain = [
-            {"match": match, "direct_response": {"status": 200, "body": {"inline_string": name}}}
-            for name, (match, _) in MATCHES.items()
-        ]
-        http["route_config"]["virtual_hosts"][0]["routes"] = hashed + plain
-        return config
-
-
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Envoy]:
-    with running_envoy(
-        tmp_path_factory.mktemp("envoy"), {"maglev": {"lb_policy": "MAGLEV"}}, kind=RoutingEnvoy
-    ) as made:
+    """Answers with the route's name; below /hash/NAME/, sends to one of 40 endpoints by the key of KEYS[NAME]."""
+    hashed = [
+        {"match": {"prefix": f"/hash/{name}/"}, "route": {"cluster": "maglev", "hash_policy": policies}}
+        for name, (policies, _) in KEYS.items()
+    ]
+    plain = [
+        {"match": match, "direct_response": {"status": 200, "body": {"inline_string": name}}}
+        for name, (match, _) in MATCHES.items()
+    ]
+    policies = {"maglev": {"lb_policy": "MAGLEV"}}
+    with running_envoy(tmp_path_factory.mktemp("envoy"), policies, routes=hashed + plain) as made:
         yield made
 
 

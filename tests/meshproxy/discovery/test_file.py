@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from meshproxy.config import EndpointConfig, FileDiscovery, Locality, StaticDiscovery
-from meshproxy.discovery.endpoint_file import EndpointFileError, parse_endpoints
+from meshproxy.discovery.endpoint_file import EndpointFileError, parse_endpoints, parse_steps
 from meshproxy.discovery.file import FileSource
 from meshproxy.discovery.source import Snapshot
 from meshproxy.discovery.sources import source_of
@@ -46,6 +46,12 @@ def test_an_empty_list_is_no_endpoints() -> None:
     [
         ("", "f:1: expected a list"),
         ("endpoints:", "f:1: expected a list"),
+        ("{}", "f:1: expected a list"),
+        ("endpoints: []\nmore: 1", "f:2: expected nothing beside"),
+        ("- 10.0.0.1:80\n--- \n- 10.0.0.1:81", "f:2: expected one document"),
+        ("- &a 10.0.0.1:80\n- *a", "f:2: expected no alias"),
+        ("- 10.0.0.1:80\nendpoints: []", "f:2: expected YAML"),
+        ("- {[address]: 10.0.0.2}", "f:1: unknown key"),
         ("- 10.0.0.1:80\n- 10.0.0.1:80", "f:2: 10.0.0.1:80 is there twice"),
         ("- 10.0.0.1", "f:1: expected ADDRESS:PORT"),
         ("- web:80", "f:1: 'web' does not appear to be"),
@@ -143,6 +149,12 @@ def test_a_link_to_another_file_is_a_change(tmp_path: Path) -> None:
         (tmp_path / "new").replace(path)
 
     assert snapshots(path, relink) == [["10.0.0.1:80"], ["10.0.0.2:80"]]
+
+
+def test_a_long_file_is_read_in_steps() -> None:
+    text = "".join(f"- {{address: 10.0.{number // 250}.{number % 250}, port: 80}}\n" for number in range(1000))
+    assert sum(1 for _ in parse_steps(text, path="f")) == 50
+    assert len(parse_endpoints(text, path="f")) == 1000
 
 
 def test_configured_endpoints_are_one_snapshot() -> None:
