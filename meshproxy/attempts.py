@@ -16,7 +16,7 @@ from meshproxy.listener import ListenerRuntime
 from meshproxy.message import ErrorKind, Fields, ProxyError, RequestHead, ResponseHead
 from meshproxy.outlier import status_of_grpc
 from meshproxy.parts import Downstream, UpstreamStream
-from meshproxy.retry import GAVE_UP_FIELD, back_off_s, decide, is_free, return_budget, take_budget
+from meshproxy.retry import GAVE_UP_FIELD, back_off_s, decide, decide_hedge, is_free, return_budget, take_budget
 from meshproxy.shell import Timed, ticks
 from meshproxy.upstream import pool_of
 
@@ -253,7 +253,10 @@ class Attempts:
         self._back_off = shell.loop.call_later(delay_s, self._attempt, self.endpoint)
 
     def _start_hedge(self) -> None:
-        if self._hedge is not None or not self._is_replayable:
+        retry, method = self._forward.retry, self.head.method
+        if self._hedge is not None or not decide_hedge(
+            retry, method=method, attempts_made=self.attempts, replayable=self._is_replayable
+        ):
             return
         endpoint = self.cluster.pick(self._key, avoid=self.endpoint)
         if endpoint is None or not self._may_retry(None):

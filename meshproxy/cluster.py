@@ -3,8 +3,7 @@
 `pick` is hot and synchronous. Everything that changes the answer (a snapshot, a health check, an ejection) comes in by
 a method and takes effect before that returns; hash tables follow in slices (balance/hashed.py). Endpoints that stay
 over a snapshot keep their pool, counters and ejection. Localities of one priority share by the weights of their
-endpoints, so they need nothing of their own. Read next: endpoint.py, balance/, outlier.py, retry.py; cluster_life.py
-has what goes on beside requests.
+endpoints, so they need nothing of their own. Read next: endpoint.py, balance/, outlier.py, retry.py.
 """
 
 from __future__ import annotations
@@ -55,6 +54,20 @@ class Nobody:
 
     def pick(self, _key: int | None, _avoid: Endpoint | None, /) -> Endpoint | None:
         return None
+
+
+class Panicking:
+    """A picker over all endpoints of a priority, ill or not, that counts how often it is asked."""
+
+    __slots__ = ("picker", "stats")
+
+    def __init__(self, picker: Picker, stats: ClusterStats) -> None:
+        self.picker = picker
+        self.stats = stats
+
+    def pick(self, hash_key: int | None, avoid: Endpoint | None, /) -> Endpoint | None:
+        self.stats.panics += 1
+        return self.picker.pick(hash_key, avoid)
 
 
 class Cluster:
@@ -266,7 +279,8 @@ class Cluster:
                 for endpoint in level:
                     endpoint.is_available = True
             members = [endpoint for endpoint in level if endpoint.is_available]
-            pickers.append(self._picker(priority, members) if members else Nobody())
+            picker = self._picker(priority, members) if members else Nobody()
+            pickers.append(Panicking(picker, self.stats) if part.is_panicking else picker)
         self._pickers = pickers
         self._borders = list(accumulate(part.load_percent for part in parts))
         takers = [picker for picker, part in zip(pickers, parts, strict=True) if part.load_percent]

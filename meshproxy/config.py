@@ -192,6 +192,8 @@ class Listener:
     # What becomes of X-Forwarded-For: append the peer's address, replace it by that, or pass it as it came.
     forwarded_for: Literal["append", "replace", "keep"] = "append"
     server_header: str | None = None  # None: the endpoint's
+    # Of the traces that start here, the share that carries the flag "sampled". A trace that came keeps its own.
+    traced_percent: float = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

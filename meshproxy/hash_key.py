@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import xxhash
 
-from .config import HashPolicy
-from .message import Fields, RequestHead
+from meshproxy.config import HashPolicy
+from meshproxy.message import Fields, RequestHead
 
 hash_value: Callable[[bytes], int] = xxhash.xxh64_intdigest
 

@@ -65,7 +65,13 @@ class ListenerRuntime:
         parent = trace[0] if len(trace) == 1 and is_traceparent(trace[0]) else None
         if parent is None:
             head.drop(b"tracestate")
-        _put(head, b"traceparent", randomness.traceparent(parent, sampled=False), replaces=bool(trace))
+        sampled = self.starts_sampled()
+        _put(head, b"traceparent", randomness.traceparent(parent, sampled=sampled), replaces=bool(trace))
+
+    def starts_sampled(self) -> bool:
+        """Whether a trace that starts now carries the flag "sampled"."""
+        percent = self.config.traced_percent
+        return percent > 0 and self.shell.random() * 100 < percent
 
     def __repr__(self) -> str:
         return f"<ListenerRuntime {self.config.name} draining={self.is_draining}>"

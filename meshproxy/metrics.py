@@ -96,6 +96,7 @@ class Statistics:
     clusters: dict[str, ClusterStats] = field(default_factory=dict)
     reloads: int = 0
     reload_failures: int = 0
+    config_refused: bool = False  # the file as it is was refused: the one before runs on
     access_log_lines: int = 0
     access_log_lost: int = 0
     loop_errors: int = 0  # exceptions that reached the event loop: each one is a bug

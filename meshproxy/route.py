@@ -16,10 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from .config import HeaderMatch, Listener, StringMatch
-from .message import RequestHead
-from .metrics import Statistics
-from .route_plan import RoutePlan, plan_route
+from meshproxy.config import HeaderMatch, Listener, StringMatch
+from meshproxy.message import RequestHead
+from meshproxy.metrics import Statistics
+from meshproxy.route_plan import RoutePlan, plan_route
 
 # What one router remembers of hosts, and of paths. Full, a memory is emptied: cheaper than to order it by age, and who
 # sends ever new paths pays the look-up by segments, 2 us.

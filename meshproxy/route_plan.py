@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from .config import DirectAnswer, Forward, HeaderEdits, Redirect, Rewrite, Route
-from .hash_key import FoundKey, HashKey
-from .message import Fields, RequestHead, ResponseHead
-from .metrics import RouteStats, Statistics
+from meshproxy.config import DirectAnswer, Forward, HeaderEdits, Redirect, Rewrite, Route
+from meshproxy.hash_key import FoundKey, HashKey
+from meshproxy.message import Fields, RequestHead, ResponseHead
+from meshproxy.metrics import RouteStats, Statistics
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 

@@ -213,10 +213,18 @@ class ServerConnection(Http2Protocol):
         randomness = self.shell.randomness
         aside = block.aside
         if not aside:
-            added = [*self._own_fields, (b"traceparent", randomness.traceparent(None, sampled=False))]
+            added = [
+                *self._own_fields,
+                (b"traceparent", randomness.traceparent(None, sampled=self.listener.starts_sampled())),
+            ]
         else:
             mode = self._forwarded_mode
-            added = [(b"traceparent", randomness.traceparent(aside.get(b"traceparent"), sampled=False))]
+            added = [
+                (
+                    b"traceparent",
+                    randomness.traceparent(aside.get(b"traceparent"), sampled=self.listener.starts_sampled()),
+                )
+            ]
             addresses = forwarded_for(aside.get(b"x-forwarded-for"), self.peer_address.encode(), mode=mode)
             if addresses:
                 added.append((b"x-forwarded-for", addresses))

@@ -1,8 +1,11 @@
 """Picking by key over a table (Maglev, ring): the same endpoint for the same key while it is there and has room.
 
 A change of endpoints asks for a new table; the old one serves until that is swapped in, and keys whose endpoint has
-gone meanwhile go where a repeated attempt would. Bounded load (`balance_factor`) looks at a few places in the key's own
-order, so it costs the same for 3 endpoints as for 3,000; Envoy's shuffles all of them.
+gone meanwhile go where a repeated attempt would. The first key of all waits for its table (15 ms of work, if the slices
+have not done it yet): better late than elsewhere.
+
+Bounded load (`balance_factor`) looks at a few places in the key's own order, so it costs the same for 3 endpoints as
+for 3,000; Envoy's shuffles all of them.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ class Hashed:
     """The picker of one priority. `members` is what the table should hold; `owners` what it does hold."""
 
     __slots__ = (
+        "_asked",
         "_builds",
         "_content",
-        "_is_waiting",
         "_name",
         "_random",
         "_recipe",
@@ -57,7 +60,7 @@ class Hashed:
         self._random = random
         self._content: Hashable = None
         self._wanted: Hashable = None
-        self._is_waiting = False
+        self._asked: Hashable = None  # what is being built for us; None: nothing
         self.load = load
         self.balance_factor = balance_factor
         self.members: Sequence[Endpoint] = ()
@@ -66,7 +69,7 @@ class Hashed:
         self.table: Table | None = None
 
     def __repr__(self) -> str:
-        state = "waiting" if self._is_waiting else "current"
+        state = "current" if self._content == self._wanted else "to come"
         return f"<Hashed {self._name} {len(self.members)} members, table {state}>"
 
     def pick(self, key: int | None, avoid: Endpoint | None, /) -> Endpoint | None:
@@ -75,7 +78,7 @@ class Hashed:
         if self.table is None:
             if not self.members:
                 return None
-            self._builds.finish(self._wanted)
+            self._build_now()
             assert self.table is not None
         endpoint = self.owners[self.table.find(key)]
         if endpoint.is_available and endpoint is not avoid and (not self.balance_factor or self._has_room(endpoint)):
@@ -89,8 +92,14 @@ class Hashed:
         self._wanted = self._name, tuple([(member.key, member.weight) for member in members])
         # The same address may be another endpoint now: no waiting for a table with that.
         self._set_owners(self.owners)
-        if not self._is_waiting:
+        # Of many clusters most are never asked for anything: those get their tables with their first key.
+        if self._asked is None and (self.table is not None or self._builds.may_build_ahead):
             self._ask()
+
+    def _build_now(self) -> None:
+        if self._asked != self._wanted:
+            self._ask()
+        self._builds.finish(self._wanted)
 
     def _ask(self) -> None:
         if not self.members or self._wanted == self._content:
@@ -102,14 +111,16 @@ class Hashed:
             return self._recipe([member.key for member in members], [member.weight for member in members])
 
         def take(table: Table) -> None:
+            if self._asked != wanted:
+                return  # somebody could not wait, and has a newer one
+            self._asked = None
             self.table = table
             self._content = wanted
             self._set_owners(members)
-            self._is_waiting = False
             # Changes while it was built wait for its end, or a busy cluster would never get a new table.
             self._ask()
 
-        self._is_waiting = True
+        self._asked = wanted
         self._builds.request(wanted, steps, take)
 
     def _set_owners(self, owners: Sequence[Endpoint]) -> None:

@@ -20,10 +20,10 @@ class LeastRequest:
         self.choices = choices
 
     def pick(self, _key: int | None, avoid: Endpoint | None, /) -> Endpoint | None:
-        draw = self.draw
-        best = draw() if avoid is None else draw.other_than(avoid)
+        one = self.draw.one
+        best = one() if avoid is None else self.draw.other_than(avoid)
         for _ in range(self.choices - 1):
-            endpoint = draw()
+            endpoint = one()
             # Products instead of quotients: no division, no rounding.
             if endpoint.active * best.weight < best.active * endpoint.weight and endpoint is not avoid:
                 best = endpoint

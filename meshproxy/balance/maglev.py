@@ -45,13 +45,15 @@ class MaglevTable:
 def maglev_steps(keys: Sequence[str], weights: Sequence[int], *, size: int) -> Generator[None, None, MaglevTable]:
     """Build the table of the endpoints with these keys (`ip:port`); `size` is a prime. Yields between slices."""
     slots: MutableSequence[int] = bytearray(size) if len(keys) < 256 else array("I", bytes(4 * size))
-    offsets = [xxh64_intdigest(key.encode(), 0) % size for key in keys]
-    skips = [xxh64_intdigest(key.encode(), 1) % (size - 1) + 1 for key in keys]
+    # Envoy takes them in the order of their keys as texts, whatever order they came in (seen with 1.40).
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    offsets = [xxh64_intdigest(keys[place].encode(), 0) % size for place in order]
+    skips = [xxh64_intdigest(keys[place].encode(), 1) % (size - 1) + 1 for place in order]
     walks = [
-        _walk(slots, mark, start=offset, skip=skip)
-        for mark, (offset, skip) in enumerate(zip(offsets, skips, strict=True), 1)
+        _walk(slots, place + 1, start=offset, skip=skip)
+        for place, offset, skip in zip(order, offsets, skips, strict=True)
     ]
-    turns = turns_by_weight(weights)
+    turns = turns_by_weight([weights[place] for place in order])
     # The fewer slots are free, the longer a walk looks for one: size / free looks. Where that is more than there are
     # free slots, it is quicker to ask for each of them when the walk would come by.
     few = min(size, isqrt(size) * 3 // 4)
@@ -68,13 +70,13 @@ def maglev_steps(keys: Sequence[str], weights: Sequence[int], *, size: int) -> G
         yield
     inverses = [pow(skip, -1, size) for skip in skips]
     while free:
-        place = next(turns)
-        inverse = inverses[place]
-        shift = -offsets[place] * inverse
+        turn = next(turns)
+        inverse = inverses[turn]
+        shift = -offsets[turn] * inverse
         # The slot's number in the walk: (slot - offset) / skip, in whole numbers modulo the prime.
         first = min([(slot * inverse + shift) % size for slot in free])
-        slot = (offsets[place] + first * skips[place]) % size
-        slots[slot] = place + 1
+        slot = (offsets[turn] + first * skips[turn]) % size
+        slots[slot] = order[turn] + 1
         free.remove(slot)
         if not len(free) % 32:
             yield

@@ -18,8 +18,8 @@ class PeakEwma:
         self.clock = clock
 
     def pick(self, _key: int | None, avoid: Endpoint | None, /) -> Endpoint | None:
-        first = self.draw() if avoid is None else self.draw.other_than(avoid)
-        second = self.draw()
+        first = self.draw.one() if avoid is None else self.draw.other_than(avoid)
+        second = self.draw.one()
         if first is second or second is avoid:
             return first
         now = self.clock()

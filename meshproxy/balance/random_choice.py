@@ -15,4 +15,4 @@ class RandomChoice:
         self.draw = draw
 
     def pick(self, _key: int | None, avoid: Endpoint | None, /) -> Endpoint | None:
-        return self.draw() if avoid is None else self.draw.other_than(avoid)
+        return self.draw.one() if avoid is None else self.draw.other_than(avoid)

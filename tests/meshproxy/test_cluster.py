@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshproxy.balance.builds import TABLES_AHEAD, TableBuilds
 from meshproxy.cluster import Cluster, Endpoint
 from meshproxy.config import Balancing, HealthCheck, OutlierDetection
 from tests.meshproxy.clusters import Clock, Pool, Turns, cluster, endpoints
@@ -157,6 +158,28 @@ def test_a_first_request_does_not_wait_for_slices_and_goes_where_it_belongs() ->
     assert str(early.pick(12345)) == str(plain.pick(12345))
 
 
+def test_a_first_request_goes_by_the_newest_of_several_snapshots() -> None:
+    turns = Turns()
+    early = cluster(endpoints(range(7)), endpoints(range(3, 12)), balancing=balancing("maglev"), call_soon=turns)
+    plain = cluster(endpoints(range(3, 12)), balancing=balancing("maglev"))
+    keys = [Random(number).getrandbits(64) for number in range(300)]
+    assert [str(early.pick(key)) for key in keys] == [str(plain.pick(key)) for key in keys]
+    turns.run()
+    assert [str(early.pick(key)) for key in keys] == [str(plain.pick(key)) for key in keys]
+
+
+def test_of_many_clusters_those_that_nobody_asks_for_build_nothing() -> None:
+    turns = Turns()
+    builds = TableBuilds(turns)
+    config = cluster(balancing=balancing("maglev")).config
+    many = [Cluster(config, clock=Clock(), random=Random(number).random, builds=builds) for number in range(100)]
+    for number, one in enumerate(many):
+        one.update(endpoints(range(number, number + 3)))
+    turns.run()
+    assert sum(one._hashed[0].table is not None for one in many) == TABLES_AHEAD
+    assert all(one.pick(1) is not None for one in many)
+
+
 # -- priorities and panic
 
 
@@ -189,8 +212,10 @@ def test_a_cluster_with_too_few_healthy_endpoints_uses_all() -> None:
     for one in subject.endpoints[:5]:
         subject.set_healthy(one, is_healthy=False)
     assert len(picked(subject)) == 5
+    assert subject.stats.panics == 0
     subject.set_healthy(subject.endpoints[5], is_healthy=False)
     assert len(picked(subject)) == 10
+    assert subject.stats.panics == 2000
 
 
 def test_panic_can_be_switched_off() -> None:

@@ -18,7 +18,7 @@ def maglev(keys: Sequence[str], weights: Sequence[int], size: int) -> list[int]:
     iteration = 0
     while filled < size:
         iteration += 1
-        for place, key in enumerate(keys):
+        for key, place in sorted(zip(keys, range(len(keys)), strict=True)):
             if filled == size:
                 break
             if iteration * shares[place] < targets[place]:

@@ -16,7 +16,7 @@ from tests.meshproxy.balance import reference
 
 SIZES = st.sampled_from([2, 3, 5, 7, 101, 1009, 4093])
 WEIGHTS = st.lists(st.one_of(st.just(1), st.integers(1, 10), st.integers(1, 100_000)), min_size=1, max_size=40)
-KEYS = [f"10.1.{number // 200}.{number % 200}:8080" for number in range(1000)]
+KEYS = Random(3).sample([f"10.1.{number // 200}.{number % 200}:8080" for number in range(1000)], 1000)
 
 
 def built(steps: Steps) -> tuple[Table, int]:
