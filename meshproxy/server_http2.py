@@ -197,7 +197,7 @@ class ServerConnection(Http2Protocol):
 
     def identity_bytes(self, block: Block) -> bytes:
         """The same, as it is sent. 0.6 us where the client said nothing of it."""
-        if block.aside:
+        if block.aside or self.listener.config.traced_percent:
             return encode_ids(self._identity_of(block))
         token = self.shell.randomness.token(80)
         if block.has_request_id:
