@@ -89,7 +89,7 @@ _passages: dict[RoutePlan, Passage] = {}
 def passage_of(listener: ListenerRuntime, block: Block) -> Passage:
     """The passage of requests like this one."""
     plan = listener.router.find(block.request_head(end=True))
-    if plan is None:
+    if plan is None or block.method == b"CONNECT":
         return Passage(listener, None)
     passage = _passages.get(plan)
     if passage is None or passage.clusters is not listener.clusters:

@@ -74,6 +74,10 @@ class ServerStream(Stream):
         """Make the request's exchange."""
         protocol = self.protocol
         protocol.stats.requests_http2 += 1
+        if block.method == b"CONNECT" and not protocol.listener.config.allow_connect:
+            protocol.stats.refuse("bad-request")
+            self.send_head(ResponseHead(405, [], content_length=0), end=True)
+            return
         head = block.request_head(end=end)
         protocol.identify(head, block)
         self.exchange = exchange = Exchange(self, protocol.listener, head)
