@@ -74,6 +74,10 @@ class ServerStream(Stream):
         """Make the request's exchange."""
         protocol = self.protocol
         protocol.stats.requests_http2 += 1
+        if block.method == b"CONNECT" and not protocol.listener.config.allow_connect:
+            protocol.stats.refuse("bad-request")
+            self.send_head(ResponseHead(405, [], content_length=0), end=True)
+            return
         head = block.request_head(end=end)
         protocol.identify(head, block)
         self.exchange = exchange = Exchange(self, protocol.listener, head)
@@ -197,7 +201,7 @@ class ServerConnection(Http2Protocol):
 
     def identity_bytes(self, block: Block) -> bytes:
         """The same, as it is sent. 0.6 us where the client said nothing of it."""
-        if block.aside:
+        if block.aside or self.listener.config.traced_percent:
             return encode_ids(self._identity_of(block))
         token = self.shell.randomness.token(80)
         if block.has_request_id:
