@@ -39,7 +39,10 @@ class StringMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderMatch:
-    """A request header that must fit. Without `value`, it must be there (or, inverted, must not)."""
+    """A request header that must fit, by any of its lines. Without `value`, it must be there (or, inverted, must not).
+
+    With `value`, a header that is not there does not fit, inverted or not (Envoy's rule).
+    """
 
     name: str
     value: StringMatch | None = None

@@ -4,7 +4,8 @@ Hosts: `a.b`, `*.b` (any number of labels before it, as in Envoy) or `*`; letter
 matched as they were sent, without their query: nothing is decoded, `..` and `//` are not resolved (Envoy's default;
 whoever guards paths by routes must guard at the endpoint, too). A prefix ends where a segment ends (Envoy's
 path_separated_prefix, Gateway API's PathPrefix): `/api` takes `/api` and `/api/x`, not `/apix`; a prefix that ends in
-`/` takes only what comes after it. An expression must match the whole path.
+`/` takes only what comes after it. An expression must match the whole path. A header fits by any of its lines; one that
+is not there fits no value, inverted or not.
 
 Cost: one look-up for the authority; where one route takes all of a host, that is all (0.2 us). Else a look-up in a
 bounded cache by host, path and method; else exact paths by look-up, prefixes by one look-up a segment, and expressions
@@ -203,19 +204,20 @@ def _header_test(match: HeaderMatch) -> _HeaderTest:
     invert = match.invert
 
     def test(head: RequestHead) -> bool:
-        value = field_value(head, name)
-        found = value is not None and (fits is None or fits(value))
-        return found != invert
+        values = field_values(head, name)
+        if fits is None:
+            return bool(values) != invert
+        # A header that is not there has no value to differ by: it fits neither way.
+        return bool(values) and any(map(fits, values)) != invert
 
     return test
 
 
-def field_value(head: RequestHead, name: bytes) -> bytes | None:
-    """A field's value, several lines joined with a comma (RFC 9110 5.2); `host` is the authority."""
+def field_values(head: RequestHead, name: bytes) -> list[bytes]:
+    """A field's lines; `host` is the authority."""
     if name == b"host":
-        return head.authority
-    values = [value for field_name, value in head.fields if field_name == name]
-    return b",".join(values) if values else None
+        return [head.authority]
+    return [value for field_name, value in head.fields if field_name == name]
 
 
 def string_test(match: StringMatch) -> Callable[[bytes], bool]:

@@ -36,6 +36,10 @@ MAX_AHEAD_BYTES: Final = 64 * 1024
 # (RFC 9112 9.6).
 LINGER_S: Final = 2.0
 
+# A client that has just been answered may be sending its next request: closed now, it would see it fail. One that is
+# silent for so long is taken to have nothing more to ask.
+DRAIN_IDLE_S: Final = 1.0
+
 # What is read.
 HEAD: Final = 0
 COUNTED: Final = 1
@@ -163,10 +167,10 @@ class Http1Downstream(asyncio.Protocol):
     # -- the server's
 
     def drain(self) -> None:
-        """Close when idle; else after the answer that is on its way, which says so."""
+        """The next answer is the last one, and says so; who asks nothing more is closed after a while."""
         self._keep_alive = False
         if self._state == HEAD and not self._buffer:
-            self._close()
+            self._wheel.put_at(self, max(self._wheel.tick + 1, self._active_tick + ticks(DRAIN_IDLE_S)))
 
     def on_due(self) -> None:
         tick = self._wheel.tick
@@ -181,7 +185,9 @@ class Http1Downstream(asyncio.Protocol):
                 self._transport.abort()
         elif self._head_due and tick >= self._head_due:
             self._refuse(ProxyError("client", "head-timeout"), 408)
-        elif self._state == HEAD and tick - self._active_tick >= ticks(self.listener.config.idle_timeout_s):
+        elif self._state == HEAD and tick - self._active_tick >= ticks(
+            self.listener.config.idle_timeout_s if self._keep_alive else DRAIN_IDLE_S
+        ):
             self._close()
         else:
             self._wind()

@@ -68,7 +68,7 @@ class ServerStream(Stream):
     # -- Stream: what the client does
 
     def on_head(self, block: Block, *, end: bool) -> None:
-        self.begin(block, end=end)
+        self.begin(block.full(), end=end)
 
     def begin(self, block: Block, *, end: bool) -> None:
         """Make the request's exchange."""

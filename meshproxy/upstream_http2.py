@@ -209,6 +209,7 @@ class ClientConnection(Http2Protocol):
         super().__init__(pool.shell)
         self.pool = pool
         self.connection = Connection(self, is_server=False, max_head_bytes=MAX_HEAD_BYTES, max_fields=MAX_FIELDS)
+        self.connection.waiting = pool.waiting
         self.held: list[ClientStream] = []  # heads that wait for what else is being read
         self.is_ready = False  # settings have come
         self.is_lost = False

@@ -11,6 +11,7 @@ slow receiver never stops the others. Memory is bounded by streams x window.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from meshproxy.wire import http2_frames as frames
@@ -60,7 +61,7 @@ class Owner(Protocol):
         """The peer takes no more streams."""
 
     def on_forgotten(self, stream: Stream, /) -> None:
-        """A stream is over."""
+        """A stream is over, while the connection drains or somebody is `waiting`."""
 
 
 class Connection:
@@ -97,6 +98,7 @@ class Connection:
         "send_left",
         "settings_acknowledged",
         "streams",
+        "waiting",
         "window_bytes",
     )
 
@@ -118,6 +120,7 @@ class Connection:
         self.blocked: dict[int, Stream] = {}  # those with data that waits
         self.out: list[bytes] = []
         self.last_data = (0, 0)  # stream and length of `out` after a DATA frame: Stream.finish may add its flag
+        self.waiting: Collection[object] = ()  # the owner's: who would open a stream if there were room
         self.is_first_block = True
         self.is_write_paused = False
         self.fault: ConnectionFault | None = None
@@ -213,11 +216,6 @@ class Connection:
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
         return not self.is_draining and len(self.streams) < self.peer_max_streams and self._last_id < MAX_STREAM_ID - 2
-
-    def forget(self, stream: Stream) -> None:
-        self.streams.pop(stream.id, None)
-        self.blocked.pop(stream.id, None)
-        self.owner.on_forgotten(stream)
 
     def was_reset(self, stream_id: int) -> None:
         """What is under way for this stream is to be ignored (RFC 9113 5.1)."""

@@ -52,10 +52,9 @@ def fits(match: RouteMatch, request: RequestHead) -> bool:
         return False
     for header in match.headers:
         found = [value.decode() for name, value in request.fields if name.decode() == header.name]
-        ok = bool(found)
-        if ok and header.value is not None:
-            ok = ",".join(found) == header.value.exact
-        if ok == header.invert:
+        if header.value is None and bool(found) == header.invert:
+            return False
+        if header.value is not None and (not found or (header.value.exact in found) == header.invert):
             return False
     return True
 
