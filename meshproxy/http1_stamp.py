@@ -17,6 +17,7 @@ from meshproxy.wire.http1_request import (
     REQUEST_ID,
     TRACE_PARENT,
     TRACE_STATE,
+    keep_alive_span,
 )
 
 # Where in a traceparent the span's id is.
@@ -50,7 +51,7 @@ class Http1Stamp:
         )
         if request_id is None and forwarded_for is None and proto is None and parent is None and state is None:
             digits = token(80)
-            start, stop = match.span(KEEP_ALIVE)
+            start, stop = (-1, -1) if match[KEEP_ALIVE] is None else keep_alive_span(match)
             return b"%b%bx-request-id: %b\r\ntraceparent: 00-%b-%b-00\r\n" % (
                 data[:end] if start < 0 else data[:start] + data[stop:end],
                 self._tail,
@@ -67,7 +68,7 @@ class Http1Stamp:
     def _edited(self, match: re.Match[bytes], origin: bytes) -> bytes:
         token = self._randomness.token
         edits = []
-        start, stop = match.span(KEEP_ALIVE)
+        start, stop = keep_alive_span(match)
         if start >= 0:
             edits.append((start, stop, b""))
         tail = b""

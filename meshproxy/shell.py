@@ -62,7 +62,9 @@ class TimerWheel:
         self.put_at(timed, self.tick + ticks(delay_s))
 
     def put_at(self, timed: Timed, due: int) -> None:
-        """Call timed.on_due at that tick. Moves it if it is in the wheel."""
+        """Call timed.on_due at that tick, at the next one if that is over. Moves it if it is in the wheel."""
+        if due <= self.tick:
+            due = self.tick + 1
         if timed.slot is not None:
             timed.slot.discard(timed)
         timed.due_tick = due

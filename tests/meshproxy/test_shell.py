@@ -59,6 +59,23 @@ def test_what_is_put_again_rings_once_and_what_is_taken_out_never() -> None:
     run(story())
 
 
+def test_what_is_overdue_rings_at_once() -> None:
+    async def story() -> None:
+        wheel = TimerWheel(asyncio.get_running_loop())
+        wheel.start()
+        last, overdue = Alarm(), Alarm()
+        wheel.put(last, 0.1)
+        while not last.rang_at:
+            await asyncio.sleep(TICK_S)
+        wheel.put_at(overdue, 1)
+        while not overdue.rang_at:
+            await asyncio.sleep(TICK_S)
+        wheel.stop()
+        assert overdue.rang_at[0] - last.rang_at[0] < 2
+
+    run(story())
+
+
 def test_no_delay_is_no_tick() -> None:
     assert ticks(0) == 0
     assert ticks(TICK_S) == 2
