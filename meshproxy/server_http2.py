@@ -201,17 +201,13 @@ class ServerConnection(Http2Protocol):
 
     def identity_bytes(self, block: Block) -> bytes:
         """The same, as it is sent. 0.6 us where the client said nothing of it."""
-        if block.aside or self.listener.config.traced_percent:
+        if block.aside:
             return encode_ids(self._identity_of(block))
         token = self.shell.randomness.token(80)
+        trace = token[:32], token[32:48], b"01" if self.listener.starts_sampled() else b"00"
         if block.has_request_id:
-            return b"%b\0\x0btraceparent\x3700-%b-%b-00" % (self._own_bytes, token[:32], token[32:48])
-        return b"%b\0\x0btraceparent\x3700-%b-%b-00\0\x0cx-request-id\x20%b" % (
-            self._own_bytes,
-            token[:32],
-            token[32:48],
-            token[48:],
-        )
+            return b"%b\0\x0btraceparent\x3700-%b-%b-%b" % (self._own_bytes, *trace)
+        return b"%b\0\x0btraceparent\x3700-%b-%b-%b\0\x0cx-request-id\x20%b" % (self._own_bytes, *trace, token[48:])
 
     def _identity_of(self, block: Block) -> Fields:
         randomness = self.shell.randomness
