@@ -5,6 +5,6 @@ A **listener** takes connections. A request's **route** says which **cluster** c
 
 To read: config.py (what can be said), message.py (what flows), wire/ (bytes to messages and back, without I/O),
 route.py, balance/ and cluster.py (where a request goes), retry.py and outlier.py (what happens when that fails),
-exchange.py, server.py and upstream.py (the shell on the event loop), discovery/ (where snapshots come from), admin.py
-(what operators see).
+parts.py (who calls whom), exchange.py with attempts.py, server.py and upstream.py (the shell on the event loop),
+discovery/ (where snapshots come from), admin.py (what operators see).
 """
