@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -103,7 +104,7 @@ class TimerWheel:
 class Shell:
     """One of it in each process; the stack makes it on the running loop and stops it at the end."""
 
-    __slots__ = ("loop", "random", "randomness", "tasks", "wheel")
+    __slots__ = ("loop", "now", "random", "randomness", "tasks", "wheel")
 
     def __init__(
         self,
@@ -118,3 +119,6 @@ class Shell:
         self.wheel = TimerWheel(loop)
         self.randomness = randomness or Randomness()
         self.random = chance
+        # uvloop's time() has whole milliseconds, of when this turn of the loop began: most requests would take none.
+        # Costs the same, 65 ns.
+        self.now = time.monotonic
