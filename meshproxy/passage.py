@@ -89,7 +89,7 @@ _passages: dict[RoutePlan, Passage] = {}
 def passage_of(listener: ListenerRuntime, block: Block) -> Passage:
     """The passage of requests like this one."""
     plan = listener.router.find(block.request_head(end=True))
-    if plan is None:
+    if plan is None or block.method == b"CONNECT":
         return Passage(listener, None)
     passage = _passages.get(plan)
     if passage is None or passage.clusters is not listener.clusters:
@@ -331,7 +331,7 @@ class Passenger(ServerStream):
         body = self.body
         if known.method == b"HEAD":
             upstream.without_body = True
-        upstream.write_head(request_bytes_of(block) + identity, end=body is None)
+        upstream.write_head((block.sent or request_bytes_of(block)) + identity, end=body is None)
         if body is not None:
             upstream.write_all(body)
         upstream.protocol.touch()
@@ -370,7 +370,7 @@ class Passenger(ServerStream):
             log.write(record_of(record), failed=False)
         if self.is_open:
             if trailers:
-                self.write_head(response_bytes_of(block), end=False)
+                self.write_head(block.sent or response_bytes_of(block), end=False)
                 if data:
                     self.write(data)
                 if self.pending is None:
@@ -378,10 +378,10 @@ class Passenger(ServerStream):
                 else:
                     self.finish(trailers)
             elif data:
-                self.write_head(response_bytes_of(block), end=False)
+                self.write_head(block.sent or response_bytes_of(block), end=False)
                 self.write_all(data)
             else:
-                self.write_head(response_bytes_of(block), end=True)
+                self.write_head(block.sent or response_bytes_of(block), end=True)
             protocol.touch()
         return True
 

@@ -447,7 +447,9 @@ class Connection:
         if flags & END_STREAM:
             if block.content_length and not stream.without_body and block.status != 304:
                 raise StreamFault(Code.PROTOCOL_ERROR, "content-length without content")
-            stream.end_remote()
+            stream.remote_open = False
+            if not stream.local_open:
+                stream.close()
             stream.on_head(block, end=True)
             return
         if block.content_length is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hpack import Decoder
 
+from meshproxy.access_log import Record
 from meshproxy.cluster import Cluster
 from meshproxy.config import (
     Balancing,
@@ -343,3 +344,56 @@ def test_the_next_requests_are_spread_though_connections_are_missing() -> None:
         assert sorted(index for index, _, _ in found.asked()) == [0, 0, 1, 1, 2, 2]
 
     tell(story, replace(FORWARD, hash=()))
+
+
+def test_connect_is_refused_unless_it_is_allowed() -> None:
+    def story(found: Wired) -> None:
+        found.ask([(b":method", b"CONNECT"), (b":authority", b"a.test:80")])
+        ((_, _, _, payload),) = found.to_client.take()
+        assert (b":status", b"405") in list(Decoder().decode(payload, raw=True))
+        assert found.asked() == []
+        found.assert_even()
+
+    tell(story)
+
+
+def test_a_listener_that_samples_traces_says_so() -> None:
+    def story(found: Wired) -> None:
+        found.listener.config = replace(found.listener.config, traced_percent=100)
+        found.ask(with_key(b"a"))
+        ((index, stream, fields),) = found.asked()
+        assert fields[b"traceparent"].endswith(b"-01")
+        found.answer(index, stream)
+
+    tell(story)
+
+
+class KeptLog:
+    """An access log in memory."""
+
+    is_on = True
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def wants(self, *, failed: bool) -> bool:
+        return True
+
+    def write(self, record: Record, *, failed: bool) -> None:
+        self.records.append(record)
+
+
+def test_the_access_log_tells_of_it_as_of_any_request() -> None:
+    def story(found: Wired) -> None:
+        log: Any = KeptLog()
+        found.listener.log = log
+        found.ask([*POST, (b"x-key", b"a")], body=b"ping")
+        ((index, stream, fields),) = found.asked()
+        found.answer(index, stream)
+        (record,) = log.records
+        assert (record.method, record.path, record.status, record.attempts) == (b"POST", b"/", 200, 1)
+        assert (record.bytes_received, record.bytes_sent, record.cluster) == (4, 5, "there")
+        assert record.traceparent == fields[b"traceparent"]
+        found.assert_even()
+
+    tell(story)
