@@ -196,7 +196,7 @@ class Listener:
     forwarded_for: Literal["append", "replace", "keep"] = "append"
     server_header: str | None = None  # None: the endpoint's
     # Of the traces that start here, the share that carries the flag "sampled". A trace that came keeps its own.
-    traced_percent: float = 1
+    traced_percent: float = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Exchange(Attempts):
         head = self.head
         shell = listener.shell
         self._request_ended = end
-        self.started_at = shell.loop.time()
+        self.started_at = shell.now()
         stats = listener.stats
         if self.downstream.http2:
             stats.requests_http2 += 1
@@ -191,7 +191,7 @@ class Exchange(Attempts):
         if (head.status >= 400 or end) and self._is_retried(head):
             return
         self._take_answer(head.status)
-        self._first_byte_at = self.listener.shell.loop.time()
+        self._first_byte_at = self.listener.shell.now()
         head = self._edited(head)
         if end:
             self._succeed()
@@ -387,7 +387,7 @@ class Exchange(Attempts):
             return_budget(cluster)
             if status and status < 500:
                 cluster.stats.retry_success += 1
-        self.plan.stats[cluster.name].count(status, self.listener.shell.loop.time() - self.started_at)
+        self.plan.stats[cluster.name].count(status, self.listener.shell.now() - self.started_at)
         self._tell()
 
     def _tell(self) -> None:

@@ -304,7 +304,7 @@ class Passenger(ServerStream):
         protocol.stats.requests_http2 += 1
         shell = protocol.shell
         wheel = shell.wheel
-        self.started_at = shell.loop.time()
+        self.started_at = shell.now()
         self.started_tick = due = wheel.tick
         timeout = passage.timeout_ticks
         deadline = due + timeout if timeout else 0
@@ -357,7 +357,7 @@ class Passenger(ServerStream):
             slot.discard(self)
             self.slot = None
         cluster, endpoint, protocol = passage.cluster, self.endpoint, self.protocol
-        now = protocol.shell.loop.time()
+        now = protocol.shell.now()
         duration_s = now - self.started_at
         endpoint.active -= 1
         cluster.active_requests -= 1

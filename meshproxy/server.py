@@ -150,6 +150,7 @@ class Server:
             stats.connections_refused += 1
             transport.abort()
             return
+        listener.shell.wheel.hold()
         stats.connections += 1
         stats.connections_active += 1
         self._connections[accepted] = transport
@@ -181,6 +182,7 @@ class Server:
         if connection in self._connections:
             del self._connections[connection]
             self.listener.stats.connections_active -= 1
+            self.listener.shell.wheel.release()
             if not self._connections and self.listener.is_draining:
                 self._drained.set()
 

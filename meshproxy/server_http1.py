@@ -112,7 +112,12 @@ class Http1Downstream(asyncio.Protocol):
         self.due_tick = 0
         self.slot: set[Timed] | None = None
         self._surely_few_fields = self._max_fields * len(b"a:\r\n")
-        self._stamp = Http1Stamp(peer_address.encode(), listener.config.forwarded_for, listener.shell.randomness)
+        self._stamp = Http1Stamp(
+            peer_address.encode(),
+            listener.config.forwarded_for,
+            listener.shell.randomness,
+            traced_percent=listener.config.traced_percent,
+        )
         self._wind()
 
     def __repr__(self) -> str:

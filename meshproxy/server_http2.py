@@ -73,7 +73,6 @@ class ServerStream(Stream):
     def begin(self, block: Block, *, end: bool) -> None:
         """Make the request's exchange."""
         protocol = self.protocol
-        protocol.stats.requests_http2 += 1
         if block.method == b"CONNECT" and not protocol.listener.config.allow_connect:
             protocol.stats.refuse("bad-request")
             self.send_head(ResponseHead(405, [], content_length=0), end=True)

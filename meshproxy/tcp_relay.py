@@ -68,7 +68,7 @@ class TcpRelay(asyncio.Protocol):
         self.due_tick = 0
         self.slot: set[Timed] | None = None
         self.active_tick = self.wheel.tick
-        self.started_at = listener.shell.loop.time()
+        self.started_at = listener.shell.now()
         listener.stats.tcp_connections += 1
         listener.shell.tasks.create_task(self._connect())
         self._wind()
@@ -219,7 +219,7 @@ class TcpRelay(asyncio.Protocol):
             return
         self._cluster.connections -= 1
         self._endpoint.active -= 1
-        duration_s = self._listener.shell.loop.time() - self.started_at
+        duration_s = self._listener.shell.now() - self.started_at
         if error is None or error.side == "endpoint":
             self._endpoint.report(200 if error is None else None, error.kind if error else None, duration_s)
         self._cluster = self._endpoint = None

@@ -23,7 +23,7 @@ from tests.meshproxy.envoy import BINARY, CLUSTER_HEADER, KEY_HEADER, Envoy, Jso
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"no Envoy at {BINARY}")
 
 KEYS = 20_000  # of each policy, with and without weights
-UPDATE_S = 10
+UPDATE_S = 30
 POLICIES: dict[str, Json] = {
     "maglev": {"lb_policy": "MAGLEV"},
     "ring": {"lb_policy": "RING_HASH"},
