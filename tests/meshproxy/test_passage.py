@@ -34,7 +34,7 @@ from meshproxy.passage import DirectConnection
 from meshproxy.route import Router
 from meshproxy.shell import Shell
 from meshproxy.upstream import pool_of
-from meshproxy.upstream_http2 import ClientConnection, Http2Pool
+from meshproxy.upstream_http2 import NOBODY, ClientConnection, Http2Pool
 from meshproxy.wire import http2_frames as f
 from tests.meshproxy.wire.http2_recording import GET, POST, RawPeer, parse
 
@@ -397,3 +397,41 @@ def test_the_access_log_tells_of_it_as_of_any_request() -> None:
         found.assert_even()
 
     tell(story)
+
+
+def test_a_connection_that_nobody_uses_is_closed_in_time_and_an_old_one_takes_no_more() -> None:
+    def story(found: Wired) -> None:
+        idle, used, _ = found.upstream
+        idle.on_second(found.cluster.config.idle_timeout_s - 1)
+        assert not found.to_endpoint[0].is_closed
+        idle.on_second(found.cluster.config.idle_timeout_s + 1)
+        assert found.to_endpoint[0].is_closed
+        receiver: Any = NOBODY
+        stream = used.open(receiver)
+        used.retire()
+        assert not used.connection.has_room
+        assert not found.to_endpoint[1].is_closed
+        stream.reset()
+        assert found.to_endpoint[1].is_closed
+
+    tell(story)
+
+
+def test_a_connection_takes_as_many_requests_as_it_may() -> None:
+    def story(found: Wired) -> None:
+        for connection in found.upstream:
+            connection.max_requests = 1
+        for _ in range(2):
+            found.ask(with_key(b"a"))
+        ((index, stream, _),) = found.asked()  # the second waits for another connection
+        assert found.cluster.pending_requests == 1
+        found.answer(index, stream)
+        assert found.to_endpoint[index].is_closed
+        found.client.data_received(f.rst_stream_frame(3, f.Code.CANCEL))
+        found.assert_even()
+
+    async def run() -> None:
+        async with wired() as found:
+            story(found)
+
+    asyncio.run(run())
