@@ -7,6 +7,7 @@ all of them, unless the query has `local`.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from meshproxy import metrics_text
 from meshproxy.access_log import RequestLog
-from meshproxy.admin import Page, Query, Reply, Send, json_reply
+from meshproxy.admin import JSON, Page, Query, Reply, Send, json_reply
 from meshproxy.cluster import Cluster
 from meshproxy.config import Config
 from meshproxy.metrics import Statistics
@@ -95,10 +96,22 @@ class AdminView:
         return Reply(body="ready\n") if reason is None else Reply(503, f"not ready: {reason}\n")
 
     async def _config(self, _query: Query) -> Reply:
-        return json_reply(asdict(self._shown.config))
+        config = self._shown.config
+        parts = [f"{json.dumps(f.name)}: {await _listed(getattr(config, f.name))}" for f in dataclasses.fields(config)]
+        return Reply(body="{\n" + ",\n".join(parts) + "\n}\n", content_type=JSON)
 
     async def _clusters(self, query: Query) -> Reply:
-        return await self._summed("/clusters", {n: _shown_cluster(c) for n, c in self._shown.clusters.items()}, query)
+        shown: dict[str, Any] = {}
+        for name, cluster in self._shown.clusters.items():
+            shown[name] = _shown_cluster(cluster)
+            await asyncio.sleep(0)
+        if not query.is_local and self._siblings.addresses:
+            return await self._summed("/clusters", shown, query)
+        parts = []
+        for name, one in shown.items():
+            parts.append(f"{json.dumps(name)}: {json.dumps(one, indent=2)}")
+            await asyncio.sleep(0)
+        return Reply(body="{\n" + ",\n".join(parts) + "\n}\n", content_type=JSON)
 
     async def _stats(self, query: Query) -> Reply:
         statistics = self._shown.statistics
@@ -226,6 +239,18 @@ class _Events:
             self._lost += 1
         else:
             self._queue.put_nowait(event)
+
+
+async def _listed(value: object) -> str:
+    """A part of the configuration as JSON; lists item by item, letting requests through in between."""
+    if not isinstance(value, tuple):
+        shown = asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        return json.dumps(shown, indent=2)
+    items = []
+    for item in value:
+        items.append(json.dumps(asdict(item), indent=2))
+        await asyncio.sleep(0)
+    return "[" + ",\n".join(items) + "]"
 
 
 def _shown_cluster(cluster: Cluster) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Attempts:
             return
         self._hedge = None
         hedge.endpoint.active -= 1
-        hedge.endpoint.report(None, error.kind, self.listener.shell.loop.time() - hedge.started_at)
+        hedge.endpoint.report(None, error.kind, self.listener.shell.now() - hedge.started_at)
         if not self._is_trying:  # the first attempt has failed before
             self._give_up(error)
 
@@ -182,7 +182,7 @@ class Attempts:
             self._give_up(ProxyError("proxy", "no-healthy-endpoint"))
             return
         shell = self.listener.shell
-        self._attempt_at = shell.loop.time() if self.attempts else self.started_at
+        self._attempt_at = shell.now() if self.attempts else self.started_at
         self.attempts += 1
         cluster.stats.attempts += 1
         pool = endpoint.pool
@@ -262,7 +262,7 @@ class Attempts:
         if endpoint is None or not self._may_retry(None):
             return
         shell = self.listener.shell
-        hedge = Hedge(cast("Exchange", self), endpoint, shell.loop.time())
+        hedge = Hedge(cast("Exchange", self), endpoint, shell.now())
         try:
             hedge.start(pool_of(endpoint, self.cluster, shell))
         except ProxyError:
@@ -283,7 +283,7 @@ class Attempts:
         endpoint.active -= 1
         if error is not None and error.unprocessed and error.kind == "reset":
             return  # a connection that had gone stale says nothing of its endpoint
-        now = self.listener.shell.loop.time()
+        now = self.listener.shell.now()
         kind = None if error is None else error.kind
         endpoint.report(status, kind, (self._first_byte_at or now) - self._attempt_at, now=now)
 

@@ -39,7 +39,10 @@ class StringMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderMatch:
-    """A request header that must fit. Without `value`, it must be there (or, inverted, must not)."""
+    """A request header that must fit, by any of its lines. Without `value`, it must be there (or, inverted, must not).
+
+    With `value`, a header that is not there does not fit, inverted or not (Envoy's rule).
+    """
 
     name: str
     value: StringMatch | None = None
@@ -193,7 +196,7 @@ class Listener:
     forwarded_for: Literal["append", "replace", "keep"] = "append"
     server_header: str | None = None  # None: the endpoint's
     # Of the traces that start here, the share that carries the flag "sampled". A trace that came keeps its own.
-    traced_percent: float = 1
+    traced_percent: float = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Exchange(Attempts):
         head = self.head
         shell = listener.shell
         self._request_ended = end
-        self.started_at = shell.loop.time()
+        self.started_at = shell.now()
         stats = listener.stats
         if self.downstream.http2:
             stats.requests_http2 += 1
@@ -79,11 +79,11 @@ class Exchange(Attempts):
         name = plan.cluster or plan.pick_cluster(shell.random)
         cluster = listener.clusters.get(name)
         if cluster is None:
-            self._refuse(ProxyError("proxy", "no-cluster", name))
+            self._refuse(ProxyError("proxy", "no-cluster", name), name)
             return
         if cluster.active_requests >= cluster.config.circuit_breaker.max_requests:
             cluster.stats.overflow_requests += 1
-            self._refuse(ProxyError("proxy", "overflow", "requests"))
+            self._refuse(ProxyError("proxy", "overflow", "requests"), name)
             return
         self.cluster = cluster
         cluster.active_requests += 1
@@ -191,7 +191,7 @@ class Exchange(Attempts):
         if (head.status >= 400 or end) and self._is_retried(head):
             return
         self._take_answer(head.status)
-        self._first_byte_at = self.listener.shell.loop.time()
+        self._first_byte_at = self.listener.shell.now()
         head = self._edited(head)
         if end:
             self._succeed()
@@ -333,11 +333,17 @@ class Exchange(Attempts):
         self._finish(head.status)
         self._answer(self._edited(head), body)
 
-    def _refuse(self, error: ProxyError) -> None:
-        """No cluster takes the request."""
+    def _refuse(self, error: ProxyError, cluster: str | None = None) -> None:
+        """No cluster takes the request; `cluster` is the one that would have."""
         self.error = error
-        self.listener.stats.refuse(error.kind)
-        head, body = error_answer(error, self.head, gave_up=False)
+        if cluster is None:
+            self.listener.stats.refuse(error.kind)
+            head, body = error_answer(error, self.head, gave_up=False)
+        else:
+            head, body = error_answer(error, self.head, gave_up=bool(self._forward.retry.retry_on))
+            stats = self.plan.stats[cluster]
+            stats.fail(error.kind)
+            stats.count(head.status, 0.0)
         self.status = head.status
         self.is_done = True
         self._tell()
@@ -381,7 +387,7 @@ class Exchange(Attempts):
             return_budget(cluster)
             if status and status < 500:
                 cluster.stats.retry_success += 1
-        self.plan.stats[cluster.name].count(status, self.listener.shell.loop.time() - self.started_at)
+        self.plan.stats[cluster.name].count(status, self.listener.shell.now() - self.started_at)
         self._tell()
 
     def _tell(self) -> None:

@@ -30,7 +30,7 @@ def record_of(exchange: Exchange) -> Record:
         error=None if error is None else error.kind,
         detail="" if error is None else error.detail,
         attempts=exchange.attempts,
-        duration_s=exchange.listener.shell.loop.time() - exchange.started_at,
+        duration_s=exchange.listener.shell.now() - exchange.started_at,
         bytes_received=exchange.request_bytes,
         bytes_sent=exchange.answer_bytes,
         peer=exchange.downstream.peer_address,

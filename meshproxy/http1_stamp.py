@@ -17,6 +17,7 @@ from meshproxy.wire.http1_request import (
     REQUEST_ID,
     TRACE_PARENT,
     TRACE_STATE,
+    keep_alive_span,
 )
 
 # Where in a traceparent the span's id is.
@@ -27,9 +28,27 @@ _SPAN_END = 52
 class Http1Stamp:
     """One for each client's connection: its address is written into each request."""
 
-    __slots__ = ("_for_line", "_for_more", "_is_replacing", "_keeps", "_proto_line", "_randomness", "_tail")
+    __slots__ = (
+        "_for_line",
+        "_for_more",
+        "_is_replacing",
+        "_keeps",
+        "_proto_line",
+        "_randomness",
+        "_tail",
+        "_traced_below",
+    )
 
-    def __init__(self, peer: bytes, mode: Literal["append", "replace", "keep"], randomness: Randomness) -> None:
+    def __init__(
+        self,
+        peer: bytes,
+        mode: Literal["append", "replace", "keep"],
+        randomness: Randomness,
+        *,
+        traced_percent: float = 0,
+    ) -> None:
+        # The share of trace ids, by their first four digits, that are marked as sampled.
+        self._traced_below = b"%04x" % min(int(traced_percent * 655.36), 0xFFFF)
         self._randomness = randomness
         self._is_replacing = mode == "replace"
         self._keeps = mode == "keep"
@@ -50,13 +69,14 @@ class Http1Stamp:
         )
         if request_id is None and forwarded_for is None and proto is None and parent is None and state is None:
             digits = token(80)
-            start, stop = match.span(KEEP_ALIVE)
-            return b"%b%bx-request-id: %b\r\ntraceparent: 00-%b-%b-00\r\n" % (
+            start, stop = (-1, -1) if match[KEEP_ALIVE] is None else keep_alive_span(match)
+            return b"%b%bx-request-id: %b\r\ntraceparent: 00-%b-%b-%b\r\n" % (
                 data[:end] if start < 0 else data[:start] + data[stop:end],
                 self._tail,
                 digits[:32],
                 digits[32:64],
                 digits[64:],
+                b"01" if digits[32:36] < self._traced_below else b"00",
             )
         if (state is not None and parent is None) or (
             self._is_replacing and (forwarded_for is not None or proto is not None)
@@ -67,7 +87,7 @@ class Http1Stamp:
     def _edited(self, match: re.Match[bytes], origin: bytes) -> bytes:
         token = self._randomness.token
         edits = []
-        start, stop = match.span(KEEP_ALIVE)
+        start, stop = keep_alive_span(match)
         if start >= 0:
             edits.append((start, stop, b""))
         tail = b""
@@ -84,7 +104,9 @@ class Http1Stamp:
         if start >= 0:
             edits.append((start + _SPAN_START, start + _SPAN_END, token(16)))
         else:
-            tail += b"traceparent: 00-%b-%b-00\r\n" % (token(32), token(16))
+            trace = token(32)
+            sampled = b"01" if trace < self._traced_below else b"00"
+            tail += b"traceparent: 00-%b-%b-%b\r\n" % (trace, token(16), sampled)
         # From the end to the start, so that positions stay true.
         edits.sort(reverse=True)
         for start, stop, text in edits:

@@ -54,12 +54,11 @@ class Http2Protocol(asyncio.Protocol):
         "_head_stream",
         "_idle_s",
         "_is_waiting",
-        "_reads",
-        "_reads_at_tick",
         "blocked_limit_s",
         "connection",
         "due_tick",
         "head_limit_s",
+        "reads",
         "shell",
         "slot",
         "transport",
@@ -75,8 +74,7 @@ class Http2Protocol(asyncio.Protocol):
         self.blocked_limit_s = 300.0
         self.head_limit_s = 15.0
         self._is_waiting = False
-        self._reads = 0
-        self._reads_at_tick = 0
+        self.reads = 0
         self._amid_head_s = 0.0
         self._head_stream = 0
         self._idle_s = 0.0
@@ -93,7 +91,7 @@ class Http2Protocol(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        self._reads += 1
+        self.reads += 1
         outbox = OUTBOX
         outbox.is_reading = True
         try:
@@ -178,18 +176,16 @@ class Http2Protocol(asyncio.Protocol):
         """The connection is lost."""
 
     def _check_head(self) -> None:
-        """Slow-loris: a preface, a head or a frame has to come to its end in time."""
+        """Slow-loris: a preface or a head has to come to its end in time."""
         connection = self.connection
         if not connection.is_amid_head:
             self._amid_head_s = 0
             return
+        # Bytes are no progress, another head is.
         stream = connection.head_stream
-        # Between frames of data, a rest is what reading in pieces leaves; within a head, pieces are no progress.
-        if not stream and connection.has_settings and self._reads != self._reads_at_tick:
-            self._amid_head_s = 0
         if stream != self._head_stream:
+            self._head_stream = stream
             self._amid_head_s = 0
-        self._head_stream, self._reads_at_tick = stream, self._reads
         self._amid_head_s += TICK_S
         if self._amid_head_s > self.head_limit_s:
-            connection.fail(ConnectionFault(Code.ENHANCE_YOUR_CALM, "a head or frame takes too long"))
+            connection.fail(ConnectionFault(Code.ENHANCE_YOUR_CALM, "a head takes too long"))

@@ -84,7 +84,6 @@ class ClusterStats:
     health_checks: int = 0
     health_check_failures: int = 0
     snapshots: int = 0
-    snapshot_failures: int = 0
 
 
 @dataclass(slots=True)

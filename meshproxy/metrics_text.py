@@ -55,7 +55,6 @@ _CLUSTERS: tuple[tuple[str, str, str], ...] = (
     ("health_checks_total", "health_checks", "Active health checks."),
     ("health_check_failures_total", "health_check_failures", "Of them, failed."),
     ("snapshots_total", "snapshots", "Sets of endpoints that discovery has told."),
-    ("snapshot_failures_total", "snapshot_failures", "Times that discovery has failed; the last set stays."),
 )
 _CLUSTER_GAUGES: tuple[tuple[str, Callable[[Cluster], float], str], ...] = (
     ("requests_active", lambda cluster: cluster.active_requests, "Requests now, those in back-off included."),

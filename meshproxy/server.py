@@ -14,7 +14,7 @@ from typing import Final, Protocol, cast, runtime_checkable
 
 from meshproxy.listener import ListenerRuntime
 from meshproxy.passage import DirectConnection
-from meshproxy.server_http1 import Http1Downstream
+from meshproxy.server_http1 import DRAIN_IDLE_S, Http1Downstream
 from meshproxy.shell import Timed
 from meshproxy.tcp_relay import TcpRelay
 
@@ -78,7 +78,8 @@ class Accepted(asyncio.Protocol):
         """The client is silent: maybe the server speaks first, maybe there is nobody."""
         if self._transport is None:
             return
-        if self._server.listener.config.cluster is None:
+        listener = self._server.listener
+        if listener.config.cluster is None or listener.is_draining:
             self._transport.abort()
             return
         relay = self._server.adopt(self, self._transport, "tcp")
@@ -86,8 +87,8 @@ class Accepted(asyncio.Protocol):
             relay.data_received(self._buffer)
 
     def drain(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        """Whoever was accepted a moment ago is about to ask something."""
+        self._server.listener.shell.wheel.put(self, DRAIN_IDLE_S)
 
     def leave(self) -> None:
         if self.slot is not None:
@@ -149,6 +150,7 @@ class Server:
             stats.connections_refused += 1
             transport.abort()
             return
+        listener.shell.wheel.hold()
         stats.connections += 1
         stats.connections_active += 1
         self._connections[accepted] = transport
@@ -180,6 +182,7 @@ class Server:
         if connection in self._connections:
             del self._connections[connection]
             self.listener.stats.connections_active -= 1
+            self.listener.shell.wheel.release()
             if not self._connections and self.listener.is_draining:
                 self._drained.set()
 

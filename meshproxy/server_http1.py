@@ -36,6 +36,10 @@ MAX_AHEAD_BYTES: Final = 64 * 1024
 # (RFC 9112 9.6).
 LINGER_S: Final = 2.0
 
+# A client that has just been answered may be sending its next request: closed now, it would see it fail. One that is
+# silent for so long is taken to have nothing more to ask.
+DRAIN_IDLE_S: Final = 1.0
+
 # What is read.
 HEAD: Final = 0
 COUNTED: Final = 1
@@ -108,7 +112,12 @@ class Http1Downstream(asyncio.Protocol):
         self.due_tick = 0
         self.slot: set[Timed] | None = None
         self._surely_few_fields = self._max_fields * len(b"a:\r\n")
-        self._stamp = Http1Stamp(peer_address.encode(), listener.config.forwarded_for, listener.shell.randomness)
+        self._stamp = Http1Stamp(
+            peer_address.encode(),
+            listener.config.forwarded_for,
+            listener.shell.randomness,
+            traced_percent=listener.config.traced_percent,
+        )
         self._wind()
 
     def __repr__(self) -> str:
@@ -163,19 +172,27 @@ class Http1Downstream(asyncio.Protocol):
     # -- the server's
 
     def drain(self) -> None:
-        """Close when idle; else after the answer that is on its way, which says so."""
+        """The next answer is the last one, and says so; who asks nothing more is closed after a while."""
         self._keep_alive = False
         if self._state == HEAD and not self._buffer:
-            self._close()
+            self._wheel.put_at(self, max(self._wheel.tick + 1, self._active_tick + ticks(DRAIN_IDLE_S)))
 
     def on_due(self) -> None:
         tick = self._wheel.tick
-        if self._state == LINGER:
-            self._leave()
-            self._transport.abort()
+        if self._state in (LINGER, GONE):
+            # As long as the client takes what was written, it may; one that does not must not hold us.
+            left = self._transport.get_write_buffer_size()
+            if left and left != self._left:
+                self._left = left
+                self._wheel.put(self, self.listener.config.stream_idle_s or LINGER_S)
+            else:
+                self._leave()
+                self._transport.abort()
         elif self._head_due and tick >= self._head_due:
             self._refuse(ProxyError("client", "head-timeout"), 408)
-        elif self._state == HEAD and tick - self._active_tick >= ticks(self.listener.config.idle_timeout_s):
+        elif self._state == HEAD and tick - self._active_tick >= ticks(
+            self.listener.config.idle_timeout_s if self._keep_alive else DRAIN_IDLE_S
+        ):
             self._close()
         else:
             self._wind()
@@ -237,7 +254,8 @@ class Http1Downstream(asyncio.Protocol):
                 self._transport.write_eof()
             self._exchange = None
             self._state = LINGER
-            self._wind()
+            self._left = 0
+            self._wheel.put(self, LINGER_S)
             return
         if self._answer_chunked:
             self._write(last_chunk(trailers))
@@ -429,6 +447,7 @@ class Http1Downstream(asyncio.Protocol):
     def _linger(self) -> None:
         self._state = LINGER
         self._buffer = b""
+        self._left = 0
         self.resume_request()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
@@ -437,6 +456,9 @@ class Http1Downstream(asyncio.Protocol):
     def _close(self) -> None:
         self._leave()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._left = 0
+            self._wheel.put(self, LINGER_S)
 
     def _leave(self) -> None:
         self._state = GONE

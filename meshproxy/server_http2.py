@@ -68,12 +68,15 @@ class ServerStream(Stream):
     # -- Stream: what the client does
 
     def on_head(self, block: Block, *, end: bool) -> None:
-        self.begin(block, end=end)
+        self.begin(block.full(), end=end)
 
     def begin(self, block: Block, *, end: bool) -> None:
         """Make the request's exchange."""
         protocol = self.protocol
-        protocol.stats.requests_http2 += 1
+        if block.method == b"CONNECT" and not protocol.listener.config.allow_connect:
+            protocol.stats.refuse("bad-request")
+            self.send_head(ResponseHead(405, [], content_length=0), end=True)
+            return
         head = block.request_head(end=end)
         protocol.identify(head, block)
         self.exchange = exchange = Exchange(self, protocol.listener, head)
@@ -200,14 +203,10 @@ class ServerConnection(Http2Protocol):
         if block.aside:
             return encode_ids(self._identity_of(block))
         token = self.shell.randomness.token(80)
+        trace = token[:32], token[32:48], b"01" if self.listener.starts_sampled() else b"00"
         if block.has_request_id:
-            return b"%b\0\x0btraceparent\x3700-%b-%b-00" % (self._own_bytes, token[:32], token[32:48])
-        return b"%b\0\x0btraceparent\x3700-%b-%b-00\0\x0cx-request-id\x20%b" % (
-            self._own_bytes,
-            token[:32],
-            token[32:48],
-            token[48:],
-        )
+            return b"%b\0\x0btraceparent\x3700-%b-%b-%b" % (self._own_bytes, *trace)
+        return b"%b\0\x0btraceparent\x3700-%b-%b-%b\0\x0cx-request-id\x20%b" % (self._own_bytes, *trace, token[48:])
 
     def _identity_of(self, block: Block) -> Fields:
         randomness = self.shell.randomness

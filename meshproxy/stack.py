@@ -132,6 +132,8 @@ class Stack:
     async def reload(self) -> str | None:
         """Read the file again and go over to it; the reason why it was refused, or None."""
         async with self._reloading:
+            if self._is_draining:
+                return "draining"
             try:
                 prepared = await self._prepare()
                 config = prepared.config
@@ -149,6 +151,8 @@ class Stack:
             before = self.config
             clusters = self._make_clusters(config, begin=prepared.fresh)
             await self._warm_up({name: clusters[name] for name in prepared.fresh})
+            if self._is_draining:
+                return "draining"
             await self._swap(prepared, clusters)
             if config.admin != before.admin:
                 await self._start_admin()

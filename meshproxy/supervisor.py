@@ -217,7 +217,10 @@ class Supervisor:
             wanted = places(config)
             if wanted.keys() - self.sockets.held.keys():
                 self.sockets.ensure(wanted)
-        except (ConfigFault, CannotListen) as error:
+        except ConfigFault:
+            self._tell(signal.SIGHUP)  # they refuse it, too, and show that they did
+            return
+        except CannotListen as error:
             LOGGER.error("reload refused, the configuration before runs on %s", fields(reason=error))
             return
         if config.workers != self.config.workers:

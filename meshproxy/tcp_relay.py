@@ -42,6 +42,8 @@ class TcpRelay(asyncio.Protocol):
         "due_tick",
         "slot",
         "started_at",
+        "wheel",
+        "write",
     )
 
     def __init__(
@@ -49,6 +51,8 @@ class TcpRelay(asyncio.Protocol):
     ) -> None:
         self._listener = listener
         self._transport = transport
+        self.write = transport.write
+        self.wheel = listener.shell.wheel
         self._on_close = on_close
         self._peer_address = str((transport.get_extra_info("peername") or ("unknown",))[0])
         self._far: _Far | None = None
@@ -63,8 +67,8 @@ class TcpRelay(asyncio.Protocol):
         self.bytes_sent = 0
         self.due_tick = 0
         self.slot: set[Timed] | None = None
-        self.active_tick = listener.shell.wheel.tick
-        self.started_at = listener.shell.loop.time()
+        self.active_tick = self.wheel.tick
+        self.started_at = listener.shell.now()
         listener.stats.tcp_connections += 1
         listener.shell.tasks.create_task(self._connect())
         self._wind()
@@ -112,7 +116,7 @@ class TcpRelay(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.bytes_received += len(data)
-        self.active_tick = self._listener.shell.wheel.tick
+        self.active_tick = self.wheel.tick
         far = self._far
         if far is not None:
             far.write(data)
@@ -155,11 +159,6 @@ class TcpRelay(asyncio.Protocol):
         if self._has_ended:
             far.transport.write_eof()
 
-    def on_far_data(self, data: bytes) -> None:
-        self.bytes_sent += len(data)
-        self.active_tick = self._listener.shell.wheel.tick
-        self._transport.write(data)
-
     def on_far_end(self) -> bool:
         """Return whether the endpoint's side is to stay open, for the client's direction."""
         self._far_has_ended = True
@@ -189,14 +188,14 @@ class TcpRelay(asyncio.Protocol):
     # -- the end
 
     def on_due(self) -> None:
-        if self._listener.shell.wheel.tick - self.active_tick >= ticks(self._listener.config.tcp_idle_s):
+        if self.wheel.tick - self.active_tick >= ticks(self._listener.config.tcp_idle_s):
             self._transport.abort()
         else:
             self._wind()
 
     def _wind(self) -> None:
         if self._listener.config.tcp_idle_s:
-            self._listener.shell.wheel.put_at(self, self.active_tick + ticks(self._listener.config.tcp_idle_s))
+            self.wheel.put_at(self, self.active_tick + ticks(self._listener.config.tcp_idle_s))
 
     def _end(self, error: ProxyError | None) -> None:
         if self._is_gone:
@@ -220,7 +219,7 @@ class TcpRelay(asyncio.Protocol):
             return
         self._cluster.connections -= 1
         self._endpoint.active -= 1
-        duration_s = self._listener.shell.loop.time() - self.started_at
+        duration_s = self._listener.shell.now() - self.started_at
         if error is None or error.side == "endpoint":
             self._endpoint.report(200 if error is None else None, error.kind if error else None, duration_s)
         self._cluster = self._endpoint = None
@@ -229,12 +228,13 @@ class TcpRelay(asyncio.Protocol):
 class _Far(asyncio.Protocol):
     """The endpoint's side of a relay."""
 
-    __slots__ = ("_relay", "transport", "write")
+    __slots__ = ("_relay", "_write_near", "transport", "write")
 
     transport: asyncio.Transport
 
     def __init__(self, relay: TcpRelay) -> None:
         self._relay = relay
+        self._write_near = relay.write
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are asyncio's in all but name.
@@ -243,7 +243,10 @@ class _Far(asyncio.Protocol):
         self._relay.on_connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self._relay.on_far_data(data)
+        relay = self._relay
+        relay.bytes_sent += len(data)
+        relay.active_tick = relay.wheel.tick
+        self._write_near(data)
 
     def eof_received(self) -> bool:
         return self._relay.on_far_end()

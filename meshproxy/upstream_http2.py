@@ -26,6 +26,7 @@ from meshproxy.wire.http2_stream import Stream
 # As upstream_http1.py: Envoy's limits of an answer's head.
 MAX_HEAD_BYTES: Final = 60 * 1024
 MAX_FIELDS: Final = 100
+LAST_STREAM_ID: Final = 2**31 - 1000  # then another connection is due (RFC 9113 5.1.1)
 
 
 _NONE: Final[Fields] = []
@@ -203,30 +204,26 @@ NOBODY: Final = _Nobody()
 class ClientConnection(Http2Protocol):
     """One connection to an endpoint."""
 
-    __slots__ = ("age_s", "held", "is_lost", "is_ready", "max_requests", "pool", "reads", "requests")
+    __slots__ = ("age_s", "held", "is_lost", "is_ready", "max_requests", "pool", "requests")
 
     def __init__(self, pool: Http2Pool) -> None:
         super().__init__(pool.shell)
         self.pool = pool
         self.connection = Connection(self, is_server=False, max_head_bytes=MAX_HEAD_BYTES, max_fields=MAX_FIELDS)
+        self.connection.waiting = pool.waiting
         self.held: list[ClientStream] = []  # heads that wait for what else is being read
         self.is_ready = False  # settings have come
         self.is_lost = False
         self.requests = 0
         self.max_requests = pool.cluster.config.max_requests_per_connection  # 0: never reached
-        self.reads = 0
         self.age_s = 0.0
-
-    def data_received(self, data: bytes) -> None:
-        self.reads += 1
-        super().data_received(data)
 
     def open(self, receiver: AnswerReceiver) -> ClientStream:
         """A stream, where the connection has room."""
         self.requests += 1
         stream = ClientStream(self, receiver)
         self.connection.open(stream)
-        if self.requests == self.max_requests:
+        if self.requests == self.max_requests or stream.id > LAST_STREAM_ID:
             self.retire()
         return stream
 
@@ -317,7 +314,8 @@ class Http2Pool:
         if not self.waiting:
             for connection in self._connections:
                 wire = connection.connection
-                if len(wire.streams) < wire.peer_max_streams and wire.has_room:
+                # Connection.has_room, but for what open() looks at.
+                if len(wire.streams) < wire.peer_max_streams and not wire.is_draining:
                     self.stats.connections_reused += 1
                     return connection.open(receiver)
         return None

@@ -1,6 +1,7 @@
 """Tables under construction: one at a time, a slice of well under a millisecond in each turn of the loop, then swapped.
 
-Measured on uvloop, 65,537 slots, 200 endpoints, 20 changes in a row: 50 slices of 0.39 ms each, the longest 0.62.
+Measured on uvloop, 65,537 slots, 200 endpoints, 20 changes in a row: 50 slices of 0.39 ms each, the longest 0.62
+(tests/bench/balancing.py).
 
 All clusters share one queue, so that a hundred of them that change at once make no longer pause than one. Equal tables
 are built once and shared: a table is a value. Without a loop (`call_soon` None) a table is built when asked for.
@@ -49,6 +50,11 @@ class TableBuilds:
     def may_build_ahead(self) -> bool:
         """Whether a table may be asked for that nobody needs yet."""
         return len(self._tables) + len(self._jobs) < TABLES_AHEAD
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a table is on its way."""
+        return bool(self._jobs)
 
     def request(self, content: Hashable, steps: Callable[[], Steps], done: Callable[[Table], None]) -> None:
         """Call `done` with the table of this content: at once if it is there, else when it has been built."""

@@ -75,6 +75,7 @@ def ring_steps(
         hashes.extend([point >> OWNER_BITS for point in bucket])
         owners.extend([point & (1 << OWNER_BITS) - 1 for point in bucket])
         done += len(bucket) + 1
+        bucket.clear()  # or all points would be freed in one go at the end
         if done > POINTS_PER_SLICE:
             done = 0
             yield

@@ -8,6 +8,7 @@ and the table in tests/meshproxy/wire/abuse.py. To write heads: http1_write.py; 
 from __future__ import annotations
 
 import re
+import string
 from typing import Final
 
 from meshproxy.message import Fields, RequestHead
@@ -25,6 +26,7 @@ from meshproxy.wire.http1_fields import (
 )
 
 # What decides on framing or routing, or is changed on the way: the quick expression leaves no such field unseen.
+_TOKEN_LETTERS: Final = set("!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters)
 _SPECIAL: Final = (
     "connection",
     "content-length",
@@ -42,8 +44,9 @@ _SPECIAL: Final = (
     "x-forwarded-proto",
     "x-request-id",
 )
-_INITIALS = "".join(sorted({name[0] + name[0].upper() for name in _SPECIAL})).encode()
-_PLAIN_INITIAL = rb"(?![%b])" % _INITIALS
+_INITIALS = {letter for name in _SPECIAL for letter in (name[0], name[0].upper())}
+# A class rather than a look-ahead before a token: 0.3 us for eight fields.
+_PLAIN_INITIAL = b"[%b]" % "".join(sorted(_TOKEN_LETTERS - _INITIALS)).replace("-", r"\-").replace("^", r"\^").encode()
 _NOT_SPECIAL = rb"(?!(?:%b):)" % b"|".join(any_case(name) for name in _SPECIAL)
 
 # RFC 9112 3: no white space but the two spaces; a target in origin form has no fragment. Bytes above 0x7e do not belong
@@ -56,17 +59,24 @@ _HOST_VALUE = rb"(?:[0-9A-Za-z.\-_~%!$&'()*+,;=]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]
 # matches nothing else. That is also what makes the groups reliable: CPython 3.11 does not restore a group's start where
 # a branch inside a possessive repetition fails, so none may fail inside a group that has matched before.
 _FORWARDED_VALUE = rb"[^\x00-\x20\x7f]++(?:[ \t]++[^\x00-\x20\x7f]++)*+"
+
+
+def _once(group: int, name: str, rest: bytes) -> bytes:
+    """The line `name: rest` unless `group` has matched. The first letter comes first, by which branches are chosen."""
+    return any_case(name[0]) + b"(?(%d)(?!))" % group + any_case(name[1:]) + rest
+
+
 _NAMED = [
-    rb"(?(3)(?!))%b:[ \t]*+(%b)[ \t]*+\r\n" % (any_case("host"), _HOST_VALUE),
-    rb"(?(4)(?!))(%b: ?%b\r\n)" % (any_case("connection"), any_case("keep-alive")),
-    rb"(?(5)(?!))%b: ?([0-9]{1,15})\r\n" % any_case("content-length"),
-    rb"(?(6)(?!))%b(:)%b" % (any_case("x-request-id"), VALUE_LINE),
-    rb"(?(7)(?!))%b:[ \t]*+([^\x00-\x20\x7f]++(?:[ \t]++[^\x00-\x20\x7f]++)*+)[ \t]*+\r\n"
-    % any_case("x-forwarded-for"),
-    rb"(?(8)(?!))%b(:)%b" % (any_case("x-forwarded-proto"), VALUE_LINE),
+    _once(3, "host", rb":[ \t]*+(%b)[ \t]*+\r\n" % _HOST_VALUE),
+    # From the colon on; what is cut out begins before it, see keep_alive_span.
+    _once(4, "connection", rb"(: ?%b\r\n)" % any_case("keep-alive")),
+    _once(5, "content-length", rb": ?([0-9]{1,15})\r\n"),
+    _once(6, "x-request-id", rb"(:)" + VALUE_LINE),
+    _once(7, "x-forwarded-for", rb":[ \t]*+(%b)[ \t]*+\r\n" % _FORWARDED_VALUE),
+    _once(8, "x-forwarded-proto", rb"(:)" + VALUE_LINE),
     # Version 00 of W3C Trace Context 2.2.2, not all zero; another one is for the slow reader.
-    rb"(?(9)(?!))%b: ?(00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})\r\n" % any_case("traceparent"),
-    rb"(?(10)(?!))%b(:)%b" % (any_case("tracestate"), VALUE_LINE),
+    _once(9, "traceparent", rb": ?(00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})\r\n"),
+    _once(10, "tracestate", rb"(:)" + VALUE_LINE),
 ]
 # Most fields are told to be ordinary by their first letter, the others by not being any of the names above.
 _QUICK = re.compile(
@@ -75,7 +85,7 @@ _QUICK = re.compile(
         TOKEN,
         _TARGET,
         _PLAIN_INITIAL,
-        TOKEN,
+        TOKEN.replace(b"++", b"*+"),
         VALUE_LINE,
         b"|".join(_NAMED),
         _NOT_SPECIAL,
@@ -121,6 +131,12 @@ def quick_request(data: bytes, *, max_fields: int) -> re.Match[bytes] | None:
     return match
 
 
+def keep_alive_span(match: re.Match[bytes]) -> tuple[int, int]:
+    """Where the line `Connection: keep-alive` is, which ends here; below 0 where there is none."""
+    start, end = match.span(KEEP_ALIVE)
+    return (start, end) if start < 0 else (start - len("connection"), end)
+
+
 def quick_head(match: re.Match[bytes], origin: bytes) -> RequestHead:
     """The head that the quick expression found; `origin` is what to forward of it."""
     method, path, host, _, length = match.group(METHOD, PATH, HOST, KEEP_ALIVE, LENGTH)
@@ -134,7 +150,7 @@ def read_request(data: bytes, *, max_fields: int) -> Request:
     """Read one whole head, blank line included. Raises BadMessage."""
     match = quick_request(data, max_fields=max_fields)
     if match is not None and match.end() == len(data):
-        start, end = match.span(KEEP_ALIVE)
+        start, end = keep_alive_span(match)
         return Request(quick_head(match, data[:-2] if start < 0 else data[:start] + data[end:-2]))
     return _read_slowly(data, max_fields=max_fields)
 

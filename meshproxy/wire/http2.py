@@ -11,6 +11,7 @@ slow receiver never stops the others. Memory is bounded by streams x window.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from meshproxy.wire import http2_frames as frames
@@ -31,6 +32,9 @@ from meshproxy.wire.http2_frames import (
     Code,
     ConnectionFault,
     StreamFault,
+    without_extras,
+    without_padding,
+    word_at,
 )
 from meshproxy.wire.http2_head_reader import HeadReader
 from meshproxy.wire.http2_heads import HeadTooLarge
@@ -60,7 +64,7 @@ class Owner(Protocol):
         """The peer takes no more streams."""
 
     def on_forgotten(self, stream: Stream, /) -> None:
-        """A stream is over."""
+        """A stream is over, while the connection drains or somebody is `waiting`."""
 
 
 class Connection:
@@ -97,6 +101,7 @@ class Connection:
         "send_left",
         "settings_acknowledged",
         "streams",
+        "waiting",
         "window_bytes",
     )
 
@@ -118,6 +123,7 @@ class Connection:
         self.blocked: dict[int, Stream] = {}  # those with data that waits
         self.out: list[bytes] = []
         self.last_data = (0, 0)  # stream and length of `out` after a DATA frame: Stream.finish may add its flag
+        self.waiting: Collection[object] = ()  # the owner's: who would open a stream if there were room
         self.is_first_block = True
         self.is_write_paused = False
         self.fault: ConnectionFault | None = None
@@ -154,13 +160,18 @@ class Connection:
 
     @property
     def is_amid_head(self) -> bool:
-        """A head, a frame or the preface has begun and not ended: the shell bounds how long that may take."""
-        return self._block is not None or bool(self._rest) or bool(self._unpreface) or not self.has_settings
+        """A head or the preface has begun and not ended: the shell bounds how long that may take."""
+        return self.head_stream != 0 or bool(self._unpreface) or not self.has_settings
 
     @property
     def head_stream(self) -> int:
-        """The stream of a head that has begun and not ended, or 0."""
-        return self._block_stream if self._block is not None else 0
+        """The stream of a head that has begun and not ended, -1 where that cannot be told yet, or 0."""
+        if self._block is not None:
+            return self._block_stream
+        rest = self._rest
+        if not rest or rest[3:4] == b"\0":  # a frame of DATA may come as slowly as its stream may
+            return 0
+        return word_at(rest, 5) or -1 if len(rest) >= 9 else -1
 
     def receive(self, data: bytes) -> None:
         """Take what came. Afterwards look at `fault` and send `out`."""
@@ -213,11 +224,6 @@ class Connection:
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
         return not self.is_draining and len(self.streams) < self.peer_max_streams and self._last_id < MAX_STREAM_ID - 2
-
-    def forget(self, stream: Stream) -> None:
-        self.streams.pop(stream.id, None)
-        self.blocked.pop(stream.id, None)
-        self.owner.on_forgotten(stream)
 
     def was_reset(self, stream_id: int) -> None:
         """What is under way for this stream is to be ignored (RFC 9113 5.1)."""
@@ -276,7 +282,7 @@ class Connection:
                         continue
                     stream.receive_left -= length
                     if flags & PADDED:
-                        start, end = self._without_padding(data, start, end)
+                        start, end = without_padding(data, start, end)
                     self._on_data(stream, data[start:end], flags)
                 elif kind == HEADERS:
                     if flags == END_HEADERS and not is_server and size - end >= 9:
@@ -293,7 +299,7 @@ class Connection:
                             position = after
                             continue
                     if flags & (PADDED | HAS_PRIORITY):
-                        start, end = self._without_extras(data, start, end, flags)
+                        start, end = without_extras(data, start, end, flags)
                     if flags & END_HEADERS:
                         self._on_block(stream_id, data[start:end], flags)
                     else:
@@ -324,23 +330,6 @@ class Connection:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more data than the connection's window")
         self.out.append(frames.window_update_frame(0, CONNECTION_WINDOW_BYTES - self._receive_left))
         self._receive_left = CONNECTION_WINDOW_BYTES
-
-    def _without_padding(self, data: bytes, start: int, end: int) -> tuple[int, int]:
-        if start == end:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "no room for the length of the padding")
-        padding = data[start]
-        if start + 1 + padding > end:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "more padding than frame")  # RFC 9113 6.1, 6.2
-        return start + 1, end - padding
-
-    def _without_extras(self, data: bytes, start: int, end: int, flags: int) -> tuple[int, int]:
-        if flags & PADDED:
-            start, end = self._without_padding(data, start, end)
-        if flags & HAS_PRIORITY:
-            start += 5
-            if start > end:
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "no room for the priority")
-        return start, end
 
     def _on_stray_data(self, stream_id: int) -> None:
         """Data where none may come (RFC 9113 5.1, 6.1)."""
@@ -449,7 +438,9 @@ class Connection:
         if flags & END_STREAM:
             if block.content_length and not stream.without_body and block.status != 304:
                 raise StreamFault(Code.PROTOCOL_ERROR, "content-length without content")
-            stream.end_remote()
+            stream.remote_open = False
+            if not stream.local_open:
+                stream.close()
             stream.on_head(block, end=True)
             return
         if block.content_length is not None:

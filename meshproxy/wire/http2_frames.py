@@ -133,6 +133,27 @@ def word_at(payload: bytes, position: int) -> int:
     return int(_WORD.unpack_from(payload, position)[0]) & MAX_STREAM_ID
 
 
+def without_padding(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """Where the rest of a padded frame begins and ends. Raises ConnectionFault."""
+    if start == end:
+        raise ConnectionFault(Code.FRAME_SIZE_ERROR, "no room for the length of the padding")
+    padding = data[start]
+    if start + 1 + padding > end:
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "more padding than frame")  # RFC 9113 6.1, 6.2
+    return start + 1, end - padding
+
+
+def without_extras(data: bytes, start: int, end: int, flags: int) -> tuple[int, int]:
+    """The same for HEADERS, which may have a priority, too. Nobody asks for it (RFC 9113 5.3.2)."""
+    if flags & PADDED:
+        start, end = without_padding(data, start, end)
+    if flags & HAS_PRIORITY:
+        start += 5
+        if start > end:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "no room for the priority")
+    return start, end
+
+
 def headers_frames(stream_id: int, block: bytes, *, flags: int, frame_bytes: int) -> bytes:
     """HEADERS with `block`, cut into CONTINUATION frames where it is longer than the peer takes."""
     if len(block) <= frame_bytes:

@@ -26,6 +26,7 @@ from meshproxy.wire.hpack import (
     literal_start,
     split_block,
     value_start,
+    write_integer,
 )
 from meshproxy.wire.http2_frames import Code, ConnectionFault
 from meshproxy.wire.http2_heads import (
@@ -38,7 +39,6 @@ from meshproxy.wire.http2_heads import (
     request_block,
     request_bytes_of,
     response_block,
-    response_bytes_of,
     trailer_block,
 )
 
@@ -54,21 +54,43 @@ _LENGTH_HOLE: Final = -2
 _ASIDE_HOLE: Final = -3
 
 
+class Variant(Block):
+    """A block that is `model` but for some values that decide nothing: neither target nor frame. Half as dear.
+
+    Besides what is here, only what the engine reads is set; `full` makes the block that it stands for.
+    """
+
+    __slots__ = ("model", "names", "shape", "values")
+
+    def __init__(self, model: Block, shape: Shape, values: list[bytes], sent: bytes, size: int) -> None:
+        self.model = model
+        self.shape = shape
+        self.names = shape.names  # of the fields that differ
+        self.values = values
+        self.sent = sent
+        self.size = size
+        self.count = model.count
+        self.content_length = model.content_length
+        self.status = model.status
+
+    def full(self) -> Block:
+        return self.shape.fill(self.model, self.values)
+
+
 class Shape:
     """Blocks that differ in the values of few fields: the same bytes but for the holes, which are values."""
 
     __slots__ = (
         "_block",
-        "_has_target",
         "_holes",
         "_indexes",
-        "_names",
         "_raws",
         "_runs",
-        "_sent_around",
+        "_sent",
         "_size",
         "_wires",
         "failures",
+        "names",
     )
 
     def __init__(self) -> None:
@@ -78,13 +100,18 @@ class Shape:
         self._runs: list[bytes] = []  # the bytes around the holes, one more than holes
         self._wires: list[bytes] = []  # the same, as they are forwarded
         self._size = 0
-        self._names: frozenset[bytes] = frozenset()
-        self._has_target = False  # the path is in no hole
-        self._sent_around: tuple[bytes, bytes] | None = None  # what is sent before and after the fields
+        self.names: frozenset[bytes] = frozenset()
+        self._sent: list[bytes] = []  # as `_wires`, for the whole head; empty where a hole decides something
         self.failures = 0
 
     def __repr__(self) -> str:
         return f"Shape({len(self._raws)} fields, holes {[name for name, _ in self._holes]})"
+
+    def copy(self) -> Shape:
+        """To learn more: variants still need this one as it is."""
+        other = Shape()
+        other._raws, other._indexes, other.failures = self._raws, set(self._indexes), self.failures
+        return other
 
     def learn(self, raws: list[bytes], fields: Fields, block: Block) -> bool:
         """Widen the holes so that this block of the same names fits, too; False: it starts anew, without holes."""
@@ -138,13 +165,12 @@ class Shape:
         self._raws, self._block = raws, block
         self._runs, self._wires, self._holes = runs, wires, holes
         self._size = block.size - sum(len(fields[index][1]) for index in indexes)
-        self._names = frozenset(name for name, _ in holes)
-        self._has_target = b":path" not in self._names
-        self._sent_around = None
-        if self._has_target and b"content-length" not in self._names:
-            sent = request_bytes_of(block) if block.method else response_bytes_of(block)
+        self.names = frozenset(name for name, _ in holes)
+        self._sent = []
+        if block.method and all(place >= 0 for _, place in holes):
+            sent = request_bytes_of(block)
             before = sent.find(block.wire)
-            self._sent_around = sent[:before], sent[before + len(block.wire) :]
+            self._sent = [sent[:before] + wires[0], *wires[1:-1], wires[-1] + sent[before + len(block.wire) :]]
         return True
 
     def read(self, data: bytes) -> Block | None:
@@ -152,10 +178,10 @@ class Shape:
         runs = self._runs
         if not data.startswith(runs[0]):
             return None
-        model, wires = self._block, self._wires
-        fields, length, path, aside = model.fields.copy(), model.content_length, model.path, model.aside
+        sent = self._sent
+        pieces = [sent[0]] if sent else []
+        values: list[bytes] = []
         size = self._size
-        wire = [wires[0]]
         position = len(runs[0])
         total = len(data)
         for number, (name, place) in enumerate(self._holes, 1):
@@ -170,40 +196,46 @@ class Shape:
             value = data[position + 1 : end]
             if first & 0x80:
                 value = decode_string(value)
+            if place != _PATH_HOLE and not VALUE.fullmatch(value):
+                raise malformed("value of a field")
+            if place == _ASIDE_HOLE and name == b"traceparent" and not is_traceparent(value):
+                return None
+            values.append(value)
+            if sent:
+                pieces.append(data[position:end])
+                pieces.append(sent[number])
+            size += len(value)
+            position = end + len(run)
+        if position != total:
+            return None
+        if sent:
+            return Variant(self._block, self, values, b"".join(pieces), size)
+        return self.fill(self._block, values)
+
+    def fill(self, model: Block, values: list[bytes]) -> Block:
+        """The block with these values in the holes. Raises StreamFault."""
+        fields, length, path, aside = model.fields.copy(), model.content_length, model.path, model.aside
+        wire = [self._wires[0]]
+        size = self._size
+        for (name, place), value, after in zip(self._holes, values, self._wires[1:], strict=True):
+            size += len(value)
             if place >= 0:
-                if not VALUE.fullmatch(value):
-                    raise malformed(f"value of field {name!r}")
                 fields[place] = (name, value)
-                wire.append(data[position:end])
+                wire.append(write_integer(len(value), first=0, mask=0x7F) + value)
             elif place == _PATH_HOLE:
                 path = path_of(value, model.method)
             elif place == _LENGTH_HOLE:
                 length = length_of(value)
             else:
-                if not VALUE.fullmatch(value):
-                    raise malformed(f"value of field {name!r}")
-                if name == b"traceparent" and not is_traceparent(value):
-                    return None
                 aside = {**aside, name: value}
-            wire.append(wires[number])
-            size += len(value)
-            position = end + len(run)
-        if position != total:
-            return None
-        forwarded = b"".join(wire)
-        block = Block(fields, forwarded, size)
-        if self._has_target:
-            block.is_variant = True
-            block.passage = model.passage
-            if model.key_name not in self._names:
-                block.key, block.key_name = model.key, model.key_name
-            if self._sent_around is not None:
-                before, after = self._sent_around
-                block.sent = before + forwarded + after
+            wire.append(after)
+        block = Block(fields, b"".join(wire), size)
         block.content_length = length
         block.aside, block.has_request_id = aside, model.has_request_id
         block.method, block.scheme, block.authority, block.path = model.method, model.scheme, model.authority, path
         block.status = model.status
+        if path == model.path and model.key_name not in self.names:
+            block.key, block.key_name = model.key, model.key_name
         return block
 
 
@@ -243,7 +275,7 @@ class HeadReader:
                     block = self._read_fields(data)
         else:
             block = self._make(*self._decode(data))
-        if block.size > self._max_bytes or len(block.fields) > self._max_fields:
+        if block.size > self._max_bytes or block.count > self._max_fields:
             raise HeadTooLarge
         return block
 
@@ -261,7 +293,7 @@ class HeadReader:
             raws = split_block(data)
             block = trailer_block(raws, list(map(KNOWN.__getitem__, raws)))
             _remember(_TRAILER_BLOCKS, data, block)
-        if block.size > self._max_bytes or len(block.fields) > self._max_fields:
+        if block.size > self._max_bytes or block.count > self._max_fields:
             raise HeadTooLarge
         return block.fields
 
@@ -298,10 +330,11 @@ class HeadReader:
                 self._recent.clear()
                 self._shapes.clear()
             shape = self._recent[names] = Shape()
-        if shape.failures < _MAX_FAILURES:
-            has_holes = shape.learn(raws, fields, block)
-            if has_holes != (shape in self._shapes):
-                (self._shapes.append if has_holes else self._shapes.remove)(shape)
+        elif shape in self._shapes:
+            self._shapes.remove(shape)
+            shape = self._recent[names] = shape.copy()
+        if shape.failures < _MAX_FAILURES and shape.learn(raws, fields, block):
+            self._shapes.append(shape)
         return block
 
 

@@ -51,9 +51,9 @@ class Block:
         "aside",
         "authority",
         "content_length",
+        "count",
         "fields",
         "has_request_id",
-        "is_variant",
         "key",
         "key_name",
         "method",
@@ -68,6 +68,7 @@ class Block:
 
     def __init__(self, fields: Fields, wire: bytes, size: int) -> None:
         self.fields = fields
+        self.count = len(fields)
         self.aside: dict[bytes, bytes] = _NOTHING_ASIDE
         self.has_request_id = False
         self.wire = wire
@@ -76,13 +77,15 @@ class Block:
         self.method = self.scheme = self.authority = self.path = b""
         self.status = 0
         # What others remember of this block: passage.py where such requests go, and the hash of the field `key_name`;
-        # both sides the whole head as it is sent. A variant has it from a block that differs in some fields, but
-        # neither in the target nor in the field `key_name`.
+        # both sides the whole head as it is sent.
         self.passage: object = None
         self.key: int | None = None
         self.key_name: bytes | None = None
         self.sent: bytes | None = None
-        self.is_variant = False
+
+    def full(self) -> Block:
+        """With every attribute: see http2_head_reader.Variant."""
+        return self
 
     def request_head(self, *, end: bool) -> RequestHead:
         upgrade = b"connect" if self.method == b"CONNECT" else None

@@ -246,5 +246,10 @@ class Stream:
         """Forget the stream."""
         if self.is_open:
             self.is_open = self.local_open = self.remote_open = False
-            self.pending = None
-            self.connection.forget(self)
+            connection = self.connection
+            connection.streams.pop(self.id, None)
+            if self.pending is not None:
+                self.pending = None
+                connection.blocked.pop(self.id, None)
+            if connection.is_draining or connection.waiting:
+                connection.owner.on_forgotten(self)

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from meshproxy.config import EndpointConfig
+from waiting import wait_until
 
 BINARY = Path(sys.executable).parent / "envoy"
 START_S = 30
@@ -27,24 +27,19 @@ CLUSTER_HEADER = "x-cluster"
 
 Json = dict[str, Any]
 
-
-def wait_until(claim: object, *, within_s: float, of: str) -> None:
-    """Ask `claim`, a function, until it is true."""
-    assert callable(claim)
-    pause = threading.Event()
-    for _ in range(int(within_s / 0.02)):
-        if claim():
-            return
-        pause.wait(0.02)
-    raise AssertionError(f"not within {within_s} s: {of}")
+BY_HEADERS: Json = {
+    "match": {"prefix": "/"},
+    "route": {"cluster_header": CLUSTER_HEADER, "hash_policy": [{"header": {"header_name": KEY_HEADER}}]},
+}
 
 
 class Envoy:
     """A running Envoy: `port` takes HTTP/1 requests, which CLUSTER_HEADER directs and KEY_HEADER hashes."""
 
-    def __init__(self, folder: Path, policies: Mapping[str, Json]) -> None:
+    def __init__(self, folder: Path, policies: Mapping[str, Json], routes: Sequence[Json] = ()) -> None:
         self.folder = folder
         self.policies = policies
+        self.routes = list(routes) or [BY_HEADERS]
         self.port = 0
         self.admin = ""
         self._versions = 0
@@ -114,15 +109,11 @@ class Envoy:
 
     def _config(self) -> Json:
         local = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
-        route = {
-            "match": {"prefix": "/"},
-            "route": {"cluster_header": CLUSTER_HEADER, "hash_policy": [{"header": {"header_name": KEY_HEADER}}]},
-        }
         http = {
             "@type": "type.googleapis.com/envoy.extensions.filters.network."
             "http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "test",
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": self.routes}]},
             "http_filters": [
                 {
                     "name": "router",
@@ -162,7 +153,7 @@ class Envoy:
                 env={"PATH": os.environ.get("PATH", "")},
             )
         try:
-            wait_until(lambda: self._is_ready(process, admin), within_s=START_S, of="Envoy answers")
+            wait_until(lambda: self._is_ready(process, admin), within=START_S)
             listeners = json.loads(self._ask("/listeners?format=json"))["listener_statuses"]
             self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
         except BaseException:
@@ -172,7 +163,8 @@ class Envoy:
         return process
 
     def _is_ready(self, process: subprocess.Popen[bytes], admin: Path) -> bool:
-        assert process.poll() is None, (self.folder / "log").read_text(encoding="utf-8")
+        if process.poll() is not None:
+            raise RuntimeError((self.folder / "log").read_text(encoding="utf-8"))
         if not admin.exists():
             return False
         self.admin = admin.read_text(encoding="utf-8").strip()
@@ -183,9 +175,9 @@ class Envoy:
 
 
 @contextmanager
-def running_envoy(folder: Path, policies: Mapping[str, Json]) -> Iterator[Envoy]:
+def running_envoy(folder: Path, policies: Mapping[str, Json], *, routes: Sequence[Json] = ()) -> Iterator[Envoy]:
     """Run an Envoy with a cluster for each of these load balancing policies, without endpoints yet."""
-    envoy = Envoy(folder, policies)
+    envoy = Envoy(folder, policies, routes)
     process = envoy.start()
     try:
         yield envoy

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -17,14 +16,14 @@ from xxhash import xxh64_intdigest
 
 from meshproxy.cluster import Cluster
 from meshproxy.config import Balancing, EndpointConfig
+from tests.meshproxy.addresses import answers, endpoint_server
 from tests.meshproxy.clusters import cluster, endpoints
 from tests.meshproxy.envoy import BINARY, CLUSTER_HEADER, KEY_HEADER, Envoy, Json, running_envoy
 
 pytestmark = pytest.mark.skipif(not BINARY.exists(), reason=f"no Envoy at {BINARY}")
 
 KEYS = 20_000  # of each policy, with and without weights
-CONNECTIONS = 8
-UPDATE_S = 10
+UPDATE_S = 30
 POLICIES: dict[str, Json] = {
     "maglev": {"lb_policy": "MAGLEV"},
     "ring": {"lb_policy": "RING_HASH"},
@@ -48,84 +47,16 @@ LIFE: tuple[tuple[str, list[int]], ...] = (
 )
 
 
-class AnswersItsAddress(asyncio.Protocol):
-    """An endpoint: to each request, the local address it came to."""
-
-    def __init__(self, connections: set[asyncio.Transport]) -> None:
-        self.connections = connections
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.connections.add(transport)
-        address, port = transport.get_extra_info("sockname")[:2]
-        body = (f"[{address}]:{port}" if ":" in address else f"{address}:{port}").encode()
-        self.answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-        self.rest = b""
-
-    def data_received(self, data: bytes) -> None:
-        *heads, self.rest = (self.rest + data).split(b"\r\n\r\n")
-        self.transport.write(self.answer * len(heads))
-
-
-@contextlib.asynccontextmanager
-async def endpoint_server() -> AsyncIterator[int]:
-    """Serve every address of 127.0.0.0/8 and ::1 on one port."""
-    loop = asyncio.get_running_loop()
-    for _ in range(20):
-        listening = socket.create_server(("0.0.0.0", 0), backlog=1024)
-        port: int = listening.getsockname()[1]
-        try:
-            six = socket.create_server(("::1", port), family=socket.AF_INET6, backlog=1024)
-        except OSError:
-            listening.close()  # taken there: another port
-            continue
-        break
-    else:
-        raise AssertionError("no port that is free on both families")
-    connections: set[asyncio.Transport] = set()
-    async with (
-        await loop.create_server(lambda: AnswersItsAddress(connections), sock=listening),
-        await loop.create_server(lambda: AnswersItsAddress(connections), sock=six),
-    ):
-        yield port
-        for connection in connections:
-            connection.abort()
-        await asyncio.sleep(0)  # connection_lost of each
-
-
 async def ask(port: int, name: str, keys: list[bytes]) -> list[str]:
-    """Return where Envoy sends each key: pipelined over a few connections."""
-
-    async def over_one(part: list[bytes]) -> list[str]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        found = []
-        try:
-            for start in range(0, len(part), 200):
-                batch = part[start : start + 200]
-                writer.write(
-                    b"".join(
-                        b"GET / HTTP/1.1\r\nhost: a\r\n%b: %b\r\n%b: %b\r\n\r\n"
-                        % (CLUSTER_HEADER.encode(), name.encode(), KEY_HEADER.encode(), key)
-                        for key in batch
-                    )
-                )
-                for _ in batch:
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                    body = await reader.readexactly(length)
-                    found.append(body.decode() if head.startswith(b"HTTP/1.1 200") else f"error: {body!r}")
-        finally:
-            writer.close()
-        return found
-
-    parts = [keys[place::CONNECTIONS] for place in range(CONNECTIONS)]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(over_one(part)) for part in parts]
-    answers = [""] * len(keys)
-    for place, task in enumerate(tasks):
-        answers[place::CONNECTIONS] = task.result()
-    return answers
+    """Return where Envoy sends each key."""
+    return await answers(
+        port,
+        [
+            b"GET / HTTP/1.1\r\nhost: a\r\n%b: %b\r\n%b: %b\r\n\r\n"
+            % (CLUSTER_HEADER.encode(), name.encode(), KEY_HEADER.encode(), key)
+            for key in keys
+        ],
+    )
 
 
 def ours(subject: Cluster, keys: list[bytes]) -> list[str]:

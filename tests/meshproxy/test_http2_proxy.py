@@ -320,6 +320,30 @@ def test_a_head_that_does_not_end_is_given_up(folder: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    "begun", [b"PRI * HTT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x50\x01\x05\0\0\0\x01"]
+)
+def test_a_head_that_comes_byte_by_byte_is_given_up(folder: Path, begun: bytes) -> None:
+    with (
+        nghttpd(folder) as port,
+        proxy(port, more=("--head-timeout-s", "1")) as running,
+        socket.create_connection(("127.0.0.1", running.port)) as sock,
+    ):
+        sock.sendall(begun)
+        sock.settimeout(0.3)
+        for byte in b"P/2.0\r\n\r\nS" if begun.startswith(b"PRI * HTT") and len(begun) < 20 else b"\x82" * 15:
+            try:
+                sock.sendall(bytes((byte,)))
+                while sock.recv(65_536):
+                    pass
+                return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+        pytest.fail("it is still open")
+
+
 def test_a_window_that_stays_shut_is_given_up(folder: Path) -> None:
     with (
         nghttpd(folder) as port,

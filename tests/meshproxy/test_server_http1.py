@@ -398,6 +398,23 @@ def test_draining_ends_idle_connections_and_lets_requests_end() -> None:
     run(story())
 
 
+def test_a_request_that_crosses_the_drain_is_answered() -> None:
+    async def story() -> None:
+        async with ScriptedEndpoint().listening() as endpoint, proxy(endpoint.port) as mesh:
+            answered, fresh = await mesh.connect(), await mesh.connect()
+            assert (await answered.get()).field("connection") is None
+            await wait_until(lambda: mesh.listener.stats.connections_active == 2)
+            drained = mesh.shell.tasks.create_task(mesh.server.drain())
+            await asyncio.sleep(0)
+            for client in (answered, fresh):
+                answer = await client.get()
+                assert (answer.status, answer.field("connection")) == (200, "close")
+                assert await client.is_closed()
+            await drained
+
+    run(story())
+
+
 def test_connections_beyond_the_limit_are_refused() -> None:
     async def story() -> None:
         async with (

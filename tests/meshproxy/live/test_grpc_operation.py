@@ -134,3 +134,6 @@ def test_a_reload_fails_no_call(stack: ExitStack, tmp_path: Path) -> None:
             assert running.admin("/reload", method="POST") == "taken\n"
             calls.more(30)
     assert calls.failures == []
+    stats = running.stats()
+    assert stats["listeners"]["calls"]["requests_http2"] == calls.done
+    assert stats["routes"]["calls"]["route-0"]["calls"]["answers"]["2xx"] == calls.done

@@ -341,3 +341,84 @@ def test_the_tail_shows_requests_as_they_end(stack: ExitStack, tmp_path: Path) -
     finally:
         connection.close()
     assert len(seen) == 4
+
+
+def test_an_endpoint_that_resets_is_not_seen_by_clients_that_may_ask_again(stack: ExitStack, tmp_path: Path) -> None:
+    good, bad = endpoint(stack), endpoint(stack, "reset")
+    route = "retry: {retry_on: [reset], num_retries: 2}"
+    more = "    outlier_detection: {}\n    circuit_breaker: {min_retry_concurrency: 5}\n"
+    running = proxy(stack, tmp_path, config_of(good, bad, route=route, more=more))
+    with Load(running.port) as load:
+        load.more(200)
+    assert load.failures == []
+    assert load.statuses == {200: load.total}
+
+
+def test_a_post_that_may_have_been_worked_on_is_never_sent_twice(stack: ExitStack, tmp_path: Path) -> None:
+    bad = endpoint(stack, "reset")
+    running = proxy(stack, tmp_path, config_of(bad, route="retry: {retry_on: [reset, 5xx], num_retries: 3}"))
+    with Load(running.port, method="POST") as load:
+        load.more(100)
+    assert set(load.statuses) <= {502, 503}
+    assert bad.served() <= load.total
+
+
+def test_the_configuration_is_shown_as_it_runs(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one))
+    shown = json.loads(running.admin("/config"))
+    assert shown["drain_s"] == 10
+    assert shown["listeners"][0]["routes"][0]["action"]["clusters"] == [{"cluster": "web", "weight": 1}]
+    assert shown["clusters"][0]["discovery"]["endpoints"][0]["port"] == one.port
+    assert shown["admin"] == {"address": "127.0.0.1", "port": 0}
+
+
+def test_more_workers_take_over_from_fewer(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one))
+    with Load(running.port) as load:
+        after = proxy(stack, tmp_path, config_of(one, top="workers: 3"), hot_restart=True)
+        assert running.wait(20) == 0
+        load.more(100)
+    assert load.failures == []
+    wait_until(lambda: after.stats()["workers"] == 3, within=10)
+
+
+def test_workers_refuse_a_bad_file_and_show_it(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one, top="workers: 2"))
+    running.rewrite("listeners: 1\n")
+    running.send(signal.SIGHUP)
+    wait_until(lambda: "meshproxy_config_refused 2" in running.admin("/metrics"), within=10)
+    assert "listeners: expected a list, found `1`" in running.admin("/reload", method="POST")
+    assert get(running.port) == (200, str(one.port))
+    assert running.admin("/ready") == "ready\n"
+
+
+def test_the_log_level_is_changed_for_all_workers(stack: ExitStack, tmp_path: Path) -> None:
+    running = proxy(stack, tmp_path, config_of(endpoint(stack), top="workers: 2"))
+    assert running.admin("/logging") == "info\n"
+    assert running.admin("/logging?level=loud", method="POST").startswith("expected ?level= one of debug, info")
+    assert running.admin("/logging?level=debug", method="POST") == "debug\n"
+    for _ in range(8):  # whichever worker answers
+        assert running.admin("/logging") == "debug\n"
+
+
+def test_workers_whose_parent_is_killed_end_their_requests_and_exit(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one, top="workers: 2"))
+    wait_until(lambda: running.stats()["workers"] == 2, within=10)
+    port = running.port
+    running.kill()
+
+    def is_refused() -> bool:
+        try:
+            get(port)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    wait_until(is_refused, within=10)
+    wait_until(lambda: running.text().count("info ending") == 2, within=10)

@@ -26,6 +26,7 @@ class RecordedStream(Stream):
         self.events = events
 
     def on_head(self, block: Block, *, end: bool) -> None:
+        block = block.full()
         what = (block.method, block.authority, block.path) if block.method else block.status
         self.events.append(("head", self.id, what, tuple(block.fields), block.content_length, end))
 
