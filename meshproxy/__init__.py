@@ -5,7 +5,7 @@ A **listener** takes connections. A request's **route** says which **cluster** c
 
 To read: config.py (what can be said), message.py (what flows), wire/ (bytes to messages and back, without I/O),
 route.py, balance/ and cluster.py (where a request goes), retry.py and outlier.py (what happens when that fails),
-exchange.py, server.py and upstream.py (the shell on the event loop), discovery/ (where snapshots come from), stack.py
+parts.py (who calls whom), exchange.py with attempts.py, server.py and upstream.py (the shell), discovery/, stack.py
 (all of it assembled, and changed while it runs), run.py and supervisor.py (from start to end, one process or several),
 listening.py and handover.py (the sockets that outlive processes), admin.py (what operators see).
 """
