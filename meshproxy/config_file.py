@@ -90,6 +90,7 @@ def read(text: str, *, path: str = "config") -> tuple[Reader, Any]:
     config = reader.record(node, Config, "")
     _check_names(reader, node)
     if config is not BAD:
+        _check_ports(reader, config)
         for number, listener in enumerate(config.listeners):
             _check_routes(reader, listener, number)
     return reader, config
@@ -342,6 +343,19 @@ def _child(node: yaml.Node, key: str) -> yaml.Node | None:
 def _items(node: yaml.Node, key: str) -> list[yaml.Node]:
     child = _child(node, key)
     return list(child.value) if isinstance(child, yaml.SequenceNode) else []
+
+
+def _check_ports(reader: Reader, config: Config) -> None:
+    """Two cannot listen in one place; port 0 is a place of its own each time."""
+    taken: dict[tuple[str, int], str] = {}
+    if config.admin is not None:
+        taken[config.admin.address, config.admin.port] = "admin"
+    for number, listener in enumerate(config.listeners):
+        place = (listener.address, listener.port)
+        if listener.port and place in taken:
+            at = f"listeners[{number}].port"
+            reader.fail(reader.lines.get(at, 0), at, f"{place[0]}:{place[1]} is `{taken[place]}`'s already")
+        taken.setdefault(place, listener.name)
 
 
 def _check_routes(reader: Reader, listener: Listener, number: int) -> None:

@@ -225,6 +225,18 @@ def test_names_are_unique() -> None:
     assert faults_of(text) == ["f:1: clusters[1].name: `a` is there twice"]
 
 
+def test_two_cannot_listen_in_one_place() -> None:
+    listener = "{{name: {}, address: 127.0.0.1, port: {}, routes: {{answer: {{status: 200}}}}}}"
+    text = "listeners:\n" + "".join(
+        f"  - {listener.format(name, port)}\n"
+        for name, port in (("a", 80), ("b", 80), ("c", 15000), ("d", 0), ("e", 0))
+    )
+    assert faults_of(text) == [
+        "f:3: listeners[1].port: 127.0.0.1:80 is `a`'s already",
+        "f:4: listeners[2].port: 127.0.0.1:15000 is `admin`'s already",
+    ]
+
+
 def test_a_cluster_with_faults_of_its_own_is_still_known() -> None:
     assert len(faults_of(text_of(cluster="protocol: http3"))) == 1
 

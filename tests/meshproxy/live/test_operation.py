@@ -402,3 +402,23 @@ def test_the_log_level_is_changed_for_all_workers(stack: ExitStack, tmp_path: Pa
     assert running.admin("/logging?level=debug", method="POST") == "debug\n"
     for _ in range(8):  # whichever worker answers
         assert running.admin("/logging") == "debug\n"
+
+
+def test_workers_whose_parent_is_killed_end_their_requests_and_exit(stack: ExitStack, tmp_path: Path) -> None:
+    one = endpoint(stack)
+    running = proxy(stack, tmp_path, config_of(one, top="workers: 2"))
+    wait_until(lambda: running.stats()["workers"] == 2, within=10)
+    port = running.port
+    running.kill()
+
+    def is_refused() -> bool:
+        try:
+            get(port)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    wait_until(is_refused, within=10)
+    wait_until(lambda: running.text().count("info ending") == 2, within=10)
