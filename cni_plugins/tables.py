@@ -57,6 +57,9 @@ def ensure(
             if error.number == errno.ENOENT and error.index == 1:
                 _make(socket, table)
                 continue
+            if error.number == errno.ENOTEMPTY:  # a shared one, within an interval that is there: that one will do
+                del wanted[error.index - 1]
+                continue
             if error.number not in (errno.EEXIST, errno.EBUSY):
                 raise
         # Some key is taken. By whom? A get answers in the order asked.
@@ -170,7 +173,8 @@ def missing(socket: NetlinkSocket, table: Table, elements: Sequence[Element]) ->
         return f"nft table {table.family} {table.name} is missing"
     if (gone := missing_rule(socket, table)) is not None:
         return gone
-    for element, held in zip(elements, _lookup(socket, table, elements), strict=True):
+    found = (held for e in elements for held in _lookup(socket, table, [e], overlapping=e.shared))
+    for element, held in zip(elements, found, strict=True):
         spec = table.set(element.set_name)
         words = f"nft element {' . '.join(map(str, element.key))} of {table.name} {element.set_name}"
         if held is None:
@@ -214,9 +218,10 @@ def holders(socket: NetlinkSocket, table: Table, elements: Sequence[Element]) ->
 def remove(
     socket: NetlinkSocket, table: Table, elements: Sequence[Element], *, drop: bool = True, expected: bool = True
 ) -> None:
-    """Delete those of the elements that are there and carry their owner's tag; drop the table if it is empty then.
-    Where not all were found, the owner may hold others (its address was changed since ADD): then by listing; but not
-    where none was `expected` and none found."""
+    """Delete those of the elements that are there and carry their owner's tag; shared ones stay. Drop the table if it
+    is empty then. Where not all were found, the owner may hold others (its address was changed since ADD): then by
+    listing; but not where none was `expected` and none found."""
+    elements = [element for element in elements if not element.shared]
     if not elements or not exists(socket, table):
         return
     for _ in range(_RETRIES):
