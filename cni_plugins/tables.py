@@ -57,9 +57,6 @@ def ensure(
             if error.number == errno.ENOENT and error.index == 1:
                 _make(socket, table)
                 continue
-            if error.number == errno.ENOTEMPTY:  # a shared one, within an interval that is there: that one will do
-                del wanted[error.index - 1]
-                continue
             if error.number not in (errno.EEXIST, errno.EBUSY):
                 raise
         # Some key is taken. By whom? A get answers in the order asked.
@@ -69,6 +66,8 @@ def ensure(
             may_take = take_over if isinstance(take_over, bool) else element.set_name in take_over
             if held is None:
                 wanted.append(requests.new_element(table, element))
+            elif element.shared and not _has_key(spec, element, held):
+                continue  # it lies within this interval, which will do
             elif element.shared and held.value == requests.value_bytes(spec, element):
                 wanted.append(requests.new_element(table, element))  # again: it may go in the meantime
             elif held.owner != element.owner and not may_take:
