@@ -317,6 +317,8 @@ def gc(call: Call) -> None:
             with failures.trying(f"sweeping {table.name}"):
                 tables.sweep(kernel.nft, table, network, tags)
                 tables.repair(kernel.nft, table)
+        with failures.trying("sweeping subnets"):
+            masquerade.sweep_subnets(kernel.nft)
     if ipam := call.config.fields.inner("ipam").text("type"):
         with failures.trying("the IPAM plugin's GC"):
             delegate.delegate_gc(call, ipam)

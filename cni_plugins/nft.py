@@ -198,7 +198,8 @@ class Set:
 @dataclass(frozen=True, slots=True)
 class Element:
     """One entry of a set or map; `owner` is the tag of the attachment that it belongs to (owner.py). A `shared` one is
-    everybody's: adding it again is fine as long as the value is the same, and no DEL removes it."""
+    everybody's: adding it again is fine as long as the value is the same, so is one within an interval that is there,
+    and no DEL removes it."""
 
     set_name: str
     key: tuple[Key, ...]

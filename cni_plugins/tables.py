@@ -66,6 +66,8 @@ def ensure(
             may_take = take_over if isinstance(take_over, bool) else element.set_name in take_over
             if held is None:
                 wanted.append(requests.new_element(table, element))
+            elif element.shared and not _has_key(spec, element, held):
+                continue  # it lies within this interval, which will do
             elif element.shared and held.value == requests.value_bytes(spec, element):
                 wanted.append(requests.new_element(table, element))  # again: it may go in the meantime
             elif held.owner != element.owner and not may_take:
@@ -170,7 +172,8 @@ def missing(socket: NetlinkSocket, table: Table, elements: Sequence[Element]) ->
         return f"nft table {table.family} {table.name} is missing"
     if (gone := missing_rule(socket, table)) is not None:
         return gone
-    for element, held in zip(elements, _lookup(socket, table, elements), strict=True):
+    found = (held for e in elements for held in _lookup(socket, table, [e], overlapping=e.shared))
+    for element, held in zip(elements, found, strict=True):
         spec = table.set(element.set_name)
         words = f"nft element {' . '.join(map(str, element.key))} of {table.name} {element.set_name}"
         if held is None:
@@ -214,9 +217,10 @@ def holders(socket: NetlinkSocket, table: Table, elements: Sequence[Element]) ->
 def remove(
     socket: NetlinkSocket, table: Table, elements: Sequence[Element], *, drop: bool = True, expected: bool = True
 ) -> None:
-    """Delete those of the elements that are there and carry their owner's tag; drop the table if it is empty then.
-    Where not all were found, the owner may hold others (its address was changed since ADD): then by listing; but not
-    where none was `expected` and none found."""
+    """Delete those of the elements that are there and carry their owner's tag; shared ones stay. Drop the table if it
+    is empty then. Where not all were found, the owner may hold others (its address was changed since ADD): then by
+    listing; but not where none was `expected` and none found."""
+    elements = [element for element in elements if not element.shared]
     if not elements or not exists(socket, table):
         return
     for _ in range(_RETRIES):

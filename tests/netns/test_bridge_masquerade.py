@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -129,3 +130,34 @@ def test_masquerade_ends_with_its_pod_and_the_next_pod_is_not_touched(
     assert source_seen(two, outside, OUTSIDE[4]) == NODE[4]
     bridge.delete(two)
     assert node.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_pods_of_a_subnet_share_its_element(host: Namespace, bin_dir: Path) -> None:
+    """The kernel copies a set of intervals in each transaction: it may not grow with the pods. A subnet within another
+    is covered by that one; the table goes with its last pod."""
+    wide = Plugins(host, bin_dir, bridge_config(name="wide", ipam=_range("10.1.0.0/16"), ipMasq=True))
+    narrow = Plugins(host, bin_dir, bridge_config(name="narrow", bridge="br1", ipam=_range("10.1.7.0/24"), ipMasq=True))
+    pods = [(plugins, host.add_pod(f"{name}{i}")) for name, plugins in (("w", wide), ("n", narrow)) for i in range(3)]
+    for plugins, pod in pods:
+        plugins.add(pod)
+        plugins.check(pod)
+    assert _subnets(host) == ["10.1.0.0/16"]
+    for plugins, pod in pods[1:]:
+        plugins.delete(pod)
+    assert _subnets(host) == ["10.1.0.0/16"]
+    wide.delete(pods[0][1])
+    assert host.run("nft", "list", "ruleset").stdout == ""
+
+
+def _range(subnet: str) -> dict[str, object]:
+    return {"type": "host-local", "ranges": [[{"subnet": subnet}]]}
+
+
+def _subnets(host: Namespace) -> list[str]:
+    listed = json.loads(host.run("nft", "--json", "list", "set", "inet", "netloom_masquerade", "subnets4").stdout)
+    found = []
+    for element in listed["nftables"][1]["set"]["elem"]:
+        source, destination = (part["prefix"] for part in element["elem"]["val"]["concat"])
+        assert source == destination
+        found.append(f"{source['addr']}/{source['len']}")
+    return found
