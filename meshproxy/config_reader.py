@@ -146,7 +146,8 @@ class Reader:
             pairs = self.pairs(node, where, "a mapping of text to text")
             if pairs is None:
                 return BAD
-            return {key: self.scalar(value, str, join(where, key), name=name) for key, _, value in pairs}
+            texts = {key: self.scalar(value, str, join(where, key), name=name) for key, _, value in pairs}
+            return BAD if any(text is BAD for text in texts.values()) else texts
         return self.scalar(node, annotation, where, name=name)
 
     def sequence(self, node: yaml.Node, annotation: Any, where: str, *, name: str) -> Any:

@@ -114,6 +114,7 @@ def test_short_forms_mean_what_they_say() -> None:
         ("route", "match: {path: {exact: /a}}\nrewrite: {prefix: /b}", "expected a path matched by prefix"),
         ("route", "request_headers: {set: {host: a}}", "expected a header that may be edited, found `host`"),
         ("route", "request_headers: {set: {'a b': a}}", "expected header names, found `a b`"),
+        ("route", "request_headers: {add: {a: {}}}", "request_headers.add.a: expected text, found a mapping"),
         ("route", 'request_headers: {add: {a: "x\\ny"}}', "expected header values without control characters"),
         ("listener", "port: 81", "listeners[0].port: expected each key once, found it again (first in line 3)"),
         ("listener", "max_head: 64kb", "listeners[0].max_head: expected a size such as 64KiB, found `64kb`"),
