@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 REPLAY_BYTES: Final = 64 * 1024
 # A Retry-After beyond this is not waited for.
 MAX_RETRY_AFTER_S: Final = 5.0
+# A retry beyond the budget waits for its turn where another endpoint has not failed: the first failures of one that is
+# sick come all at once, before it is ejected, and need not reach a client.
+MAX_BUDGET_WAIT_S: Final = 0.25
+BUDGET_WAIT_STEP_S: Final = 0.005
 
 
 class Attempts:
@@ -129,14 +133,16 @@ class Attempts:
             return  # the hedge may still answer
         retry = self._forward.retry
         replayable = self._is_replayable and not self._is_answering
-        if decide(
-            retry, method=self.head.method, attempts_made=self.attempts, error=error, replayable=replayable
-        ) and self._may_retry(error):
-            self._end_attempt(None, error)
-            self._repeat(error=error, retry_after=None)
-            return
+        method, made = self.head.method, self.attempts
+        is_wanted = decide(retry, method=method, attempts_made=made, error=error, replayable=replayable)
+        may_retry = is_wanted and self._may_retry(error)
         self._end_attempt(None, error)
-        self._give_up(error)
+        if may_retry:
+            self._repeat(error=error, retry_after=None)
+        elif is_wanted and self._is_worth_waiting():
+            self._wait_for_budget(error)
+        else:
+            self._give_up(error)
 
     def replay(self, stream: UpstreamStream) -> None:
         """Send what there is of the request."""
@@ -221,12 +227,18 @@ class Attempts:
             grpc_status=grpc_status,
             replayable=self._is_replayable,
             gave_up=head.get(GAVE_UP_FIELD) is not None,
-        ) or not self._may_retry(None):
+        ):
+            return False
+        may_retry = self._may_retry(None)
+        if not may_retry and not self._is_worth_waiting():
             return False
         self._drop_hedge()
         self._drop_stream()
         self._end_attempt(head.status if grpc_status is None else status_of_grpc(grpc_status), None)
-        self._repeat(error=None, retry_after=_retry_after_s(head))
+        if may_retry:
+            self._repeat(error=None, retry_after=_retry_after_s(head))
+        else:
+            self._wait_for_budget(ProxyError("proxy", "retry-budget"))
         return True
 
     def _may_retry(self, error: ProxyError | None) -> bool:
@@ -240,6 +252,28 @@ class Attempts:
             return False
         self._holds_retry = True
         return True
+
+    def _is_worth_waiting(self) -> bool:
+        """Whether another endpoint would likely answer, so that a retry may wait for the budget."""
+        failed = self.endpoint
+        return any(e is not failed and e.is_available and not e.consecutive_5xx for e in self.cluster.endpoints)
+
+    def _wait_for_budget(self, error: ProxyError) -> None:
+        shell = self.listener.shell
+        until = shell.now() + MAX_BUDGET_WAIT_S
+
+        def ask() -> None:
+            if take_budget(self.cluster):
+                self._holds_retry = True
+                self.cluster.stats.retries += 1
+                self._attempt(self.endpoint)
+            elif shell.now() < until:
+                self._back_off = shell.loop.call_later(BUDGET_WAIT_STEP_S, ask)
+            else:
+                self._back_off = None
+                self._give_up(error)
+
+        self._back_off = shell.loop.call_later(BUDGET_WAIT_STEP_S, ask)
 
     def _repeat(self, *, error: ProxyError | None, retry_after: float | None) -> None:
         self.cluster.stats.retries += 1
