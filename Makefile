@@ -1,7 +1,7 @@
 # The same few commands for people and CI. `make help` lists them.
 
 PYTHON ?= python3
-# Extra arguments: make test ARGS="-k bridge", make bench ARGS=--help
+# Extra arguments: make test ARGS="-k bridge", make bench-cni ARGS=--help
 ARGS ?=
 # make lock keeps the pins that still fit; make lock UPGRADE=1 takes the newest of everything.
 UPGRADE ?=
@@ -16,10 +16,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help venv dev machine demo test kill check format bench soak lock clean
+.PHONY: help venv dev machine demo test kill check format bench bench-cni bench-proxy soak lock clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(RUN_STAMP) ## Set up .venv with what netloom needs to run
 
@@ -48,8 +48,15 @@ format: dev ## Repair what ruff can repair
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: dev machine ## Measure, beside the reference plugins (root)
+bench: bench-cni bench-proxy ## Measure, beside the reference plugins, Envoy and HAProxy (root)
+
+bench-cni: dev machine ## The plugins alone; ARGS="--case ordinary --repeat 20"
 	@$(PY) tests/bench/run.py $(ARGS)
+
+bench-proxy: dev machine ## The proxy alone: HTTP/1.1, HTTP/2 and gRPC, TCP
+	@$(PY) -m tests.bench.proxies
+	@$(PY) -m tests.bench.http2_cost
+	@$(PY) -m tests.bench.tcp_proxies
 
 # 24 hours of a busy node. It takes an hour: no test may be ended for being slow.
 soak: dev machine ## Many calls through one agent: memory must stay flat (root)
