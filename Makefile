@@ -58,9 +58,10 @@ bench-proxy: dev machine ## The proxy alone: HTTP/1.1, HTTP/2 and gRPC, TCP
 	@$(PY) -m tests.bench.http2_cost
 	@$(PY) -m tests.bench.tcp_proxies
 
-# 24 hours of a busy node. It takes an hour: no test may be ended for being slow.
-soak: dev machine ## Many calls through one agent: memory must stay flat (root)
-	@NETLOOM_SOAK=$${NETLOOM_SOAK:-100000} $(PY) -m pytest -s -o faulthandler_timeout=0 tests/agent/test_soak.py $(ARGS)
+# 24 hours of a busy node and of a proxy. It takes two hours: no test may be ended for being slow.
+soak: dev machine ## Many calls through one agent, an hour of load on a proxy: memory must stay flat (root)
+	@NETLOOM_SOAK=$${NETLOOM_SOAK:-100000} NETLOOM_SOAK_S=$${NETLOOM_SOAK_S:-3600} \
+	$(PY) -m pytest -s -o faulthandler_timeout=0 tests/agent/test_soak.py tests/meshproxy/live/test_soak.py $(ARGS)
 
 clean: ## Remove what the other commands made, .venv included
 	rm -rf .venv build dist netloom.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
