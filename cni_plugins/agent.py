@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
-from . import __version__, kernel, registry, skel
+from . import __version__, netlink, registry, skel
 from .agent_metrics import Metrics
 from .errors import Code
 from .handover import DECLINE, ERRORS, EXIT, GO, MESSAGE_MAX, OUTPUT, READY, WAIT, decode_call
@@ -87,7 +87,7 @@ class Agent:
         self._said = said
         self._connections_max = connections_max
         self._home = own_netns()
-        self._workers = ThreadPoolExecutor(WORKERS, "call", initializer=kernel.keep_sockets_open)
+        self._workers = ThreadPoolExecutor(WORKERS, "call", initializer=netlink.keep_sockets_open)
         self._free = asyncio.Semaphore(WORKERS)
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import nft_lookup
 from .errors import CniError, Code, Failures, check_failed, invalid_config
-from .netlink import NETLINK_NETFILTER, NetlinkSocket
+from .netlink import NETLINK_NETFILTER, host_socket
 from .protocol import Call, Config
 from .results import Result
 from .skel import Plugin
@@ -122,7 +122,7 @@ def warn_of_foreign_drop(call: Call) -> None:
     families = {f"ip{'' if ip.address.version == 4 else 6}" for ip in _previous(call).ips}
     if not families:
         return
-    with NetlinkSocket(NETLINK_NETFILTER) as socket:
+    with host_socket(NETLINK_NETFILTER) as socket:
         dropping = [f for f in sorted(families) if nft_lookup.drops_by_policy(socket, f, "filter", "FORWARD")]
     if dropping:
         bridge = next((i.name for i in _previous(call).interfaces if not i.sandbox), "BRIDGE")

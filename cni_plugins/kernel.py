@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import ExitStack
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from . import links
-from .netlink import NetlinkSocket
+from .netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, keep_sockets_open, kept_socket
 from .netns import Netns
 from .plan import HOST, Where
 from .tables import open_nft
@@ -18,15 +17,8 @@ from .tables import open_nft
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-_kept = threading.local()
 _REMOVALS = 32  # deletions of links that the kernel has not finished; a DEL beyond them waits
 _LOOK_AGAIN_S = 0.0005
-
-
-def keep_sockets_open() -> None:
-    """For a worker thread of the agent: sockets to the host stay open from call to call. Closing one of nftables
-    after a transaction waits until the kernel has freed what was deleted: 15 ms of a 20 ms ADD."""
-    _kept.sockets = {}
 
 
 @cache
@@ -50,7 +42,6 @@ class Kernel:
         self._stack = ExitStack()
         self._open: dict[str, NetlinkSocket] = {}
         self._links: dict[tuple[Where, str], links.Link] = {}
-        self._kept: dict[str, NetlinkSocket] | None = getattr(_kept, "sockets", None)
         self._sent_before = 0
 
     def __repr__(self) -> str:
@@ -77,12 +68,10 @@ class Kernel:
         return links.open_route(self._pod_netns)
 
     def _kept_open(self, name: str) -> NetlinkSocket | None:
-        if self._kept is None or name == "pod":
-            return None
-        if name not in self._kept:
-            self._kept[name] = self._opened(name)
-        self._sent_before += self._kept[name].sent
-        return self._kept[name]
+        kept = None if name == "pod" else kept_socket(NETLINK_NETFILTER if name == "nft" else NETLINK_ROUTE)
+        if kept is not None:
+            self._sent_before += kept.sent
+        return kept
 
     @property
     def host(self) -> NetlinkSocket:
@@ -113,7 +102,7 @@ class Kernel:
     def delete_link(self, name: str) -> bool:
         """Delete a link of the host; returns whether it was there. The kernel takes it out of sight within 5 ms and
         then waits, 10 to 30 ms more, for its last users. An agent does not wait with it; a process could not end."""
-        if self._kept is None:
+        if kept_socket(NETLINK_ROUTE) is None:
             return links.delete_link(self.host, name)
         link = links.get_link(self.host, name)
         if link is None:

@@ -10,7 +10,7 @@ import errno
 import struct
 
 from .errors import CniError, Code
-from .netlink import NETLINK_NETFILTER, NLM_F_ACK, Message, NetlinkSocket, attributes
+from .netlink import NETLINK_NETFILTER, NLM_F_ACK, Message, NetlinkSocket, attributes, host_socket
 
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _GETTABLE, _GETCHAIN = 10 << 8 | 1, 10 << 8 | 4
@@ -30,7 +30,7 @@ def _request(kind: int, family: str, doing: str, *names: tuple[int, str]) -> Mes
 def require_nftables() -> None:
     """Ask the kernel for a table that need not exist. Raises CniError 50 where it cannot serve nftables at all."""
     try:
-        with NetlinkSocket(NETLINK_NETFILTER) as socket:
+        with host_socket(NETLINK_NETFILTER) as socket:
             answer = socket.exchange([_request(_GETTABLE, "inet", "", (_TABLE_NAME, "netloom"))])[0]
             number = answer.number
     except OSError as error:
@@ -51,7 +51,7 @@ def table_names(socket: NetlinkSocket, family: str) -> list[str]:
 
 def is_there(family: str, table: str) -> bool:
     """Whether there is a table of that name."""
-    with NetlinkSocket(NETLINK_NETFILTER) as socket:
+    with host_socket(NETLINK_NETFILTER) as socket:
         return socket.exchange([_request(_GETTABLE, family, "", (_TABLE_NAME, table))])[0].number == 0
 
 

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from cni_plugins import agent, agent_process, handover, kernel, registry, skel
+from cni_plugins import agent, agent_process, handover, netlink, registry, skel
 from cni_plugins.skel import Answer
 from tests.kill.chain import Ask, Outcome
 from tests.kill.tracing import NEVER, Border, Run, Tracer
@@ -81,7 +81,7 @@ class InThread:
     """Answers in a thread that keeps its netlink sockets, as an agent's worker: the fastest way that there is."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, initializer=kernel.keep_sockets_open)
+        self._thread = ThreadPoolExecutor(1, initializer=netlink.keep_sockets_open)
 
     def __call__(self, plugin: str, environ: Mapping[str, str], stdin: bytes) -> Answer:
         return self._thread.submit(here, plugin, environ, stdin).result()
