@@ -26,6 +26,8 @@ _LONGEST_BITS: Final = 30
 _CHUNK_BYTES: Final = 32  # shifting a longer number would make long strings quadratic
 _ZLIB_BITS: Final = 15  # no code of DEFLATE is longer
 _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # DEFLATE begins at a byte's lowest bit
+_LENGTHS: Final = bytes(REQUEST_CODES_LENGTH[:256])
+_LONGEST_PADDING: Final = 7
 _END: Final = b"\xff\x7f"  # 15 ones and a zero, turned around
 
 
@@ -78,9 +80,15 @@ def decode_huffman(data: bytes) -> bytes:
         text = decompressor.decompress(data.translate(_REVERSED) + _END, 2 * len(data) + 16)
     except zlib.error:
         return _decode_slowly(data)
-    # Padding of up to six ones leaves the end in the second byte of _END; of seven, in the first. More is an error.
-    if decompressor.eof and (not decompressor.unused_data or (len(decompressor.unused_data) == 1 and data[-1] != 0xFF)):
-        return text
+    if decompressor.eof:
+        # Padding of up to six ones leaves the end in the second byte of _END; of seven or more, in the first.
+        unused = len(decompressor.unused_data)
+        if not unused:
+            return text
+        # Seven it is where the last byte has another bit, or (one UUID in 17) the symbols leave as much: 1.9 us less on
+        # average than to read all of those bit by bit. More is an error.
+        if unused == 1 and (data[-1] != 0xFF or 8 * len(data) - sum(text.translate(_LENGTHS)) == _LONGEST_PADDING):
+            return text
     return _decode_slowly(data)
 
 
@@ -99,6 +107,6 @@ def _decode_slowly(data: bytes) -> bytes:
         found.append(symbol)
         count -= length
         bits &= (1 << count) - 1
-    if count > 7 or bits != (1 << count) - 1:
+    if count > _LONGEST_PADDING or bits != (1 << count) - 1:
         raise HuffmanError("EOS, or bad padding")
     return b"".join(found)

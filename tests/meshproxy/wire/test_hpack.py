@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
+from hpack.huffman import HuffmanEncoder
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +82,18 @@ def test_huffman_strings_are_read_or_refused_as_by_the_library(data: bytes) -> N
         assert decode_huffman(data) == expected
     except HuffmanError:
         assert expected is None
+
+
+def test_padding_of_seven_bits_is_read_and_of_eight_refused_whatever_the_last_symbol_ends_with() -> None:
+    ends = set()
+    for number in range(1000):
+        text = b"%d" % number
+        data = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(text)
+        ends.add((data[-1] == 0xFF, sum(REQUEST_CODES_LENGTH[byte] for byte in text) % 8))
+        assert decode_huffman(data) == text
+        with pytest.raises(HuffmanError):
+            decode_huffman(data + b"\xff")
+    assert (True, 1) in ends
 
 
 @given(st.integers(0, 2**20), st.sampled_from([0x0F, 0x1F, 0x3F, 0x7F]))
