@@ -52,6 +52,7 @@ _NEVER_A_HOLE: Final = frozenset((b":method", b":scheme", b":authority", b":stat
 _PATH_HOLE: Final = -1
 _LENGTH_HOLE: Final = -2
 _ASIDE_HOLE: Final = -3
+_is_value: Final = VALUE.fullmatch
 
 
 class Variant(Block):
@@ -81,6 +82,7 @@ class Shape:
     """Blocks that differ in the values of few fields: the same bytes but for the holes, which are values."""
 
     __slots__ = (
+        "_around",
         "_block",
         "_holes",
         "_indexes",
@@ -102,6 +104,8 @@ class Shape:
         self._size = 0
         self.names: frozenset[bytes] = frozenset()
         self._sent: list[bytes] = []  # as `_wires`, for the whole head; empty where a hole decides something
+        # One hole that decides nothing, mostly an id: the bytes around it, its value's length included; else 0.
+        self._around = 0
         self.failures = 0
 
     def __repr__(self) -> str:
@@ -171,11 +175,30 @@ class Shape:
             sent = request_bytes_of(block)
             before = sent.find(block.wire)
             self._sent = [sent[:before] + wires[0], *wires[1:-1], wires[-1] + sent[before + len(block.wire) :]]
+        self._around = len(runs[0]) + 1 + len(runs[1]) if self._sent and len(holes) == 1 else 0
         return True
 
     def read(self, data: bytes) -> Block | None:
         """The block that `data` means, if it is of this shape. Raises ConnectionFault, StreamFault."""
         runs = self._runs
+        around = self._around
+        if around:
+            # By the loop below, one hole takes 0.9 us more.
+            length = len(data) - around
+            if not 0 <= length < 0x7F or not data.startswith(runs[0]) or not data.endswith(runs[1]):
+                return None
+            position = len(runs[0])
+            first = data[position]
+            if first & 0x7F != length:
+                return None
+            end = position + 1 + length
+            value = data[position + 1 : end]
+            if first & 0x80:
+                value = decode_string(value)
+            if not _is_value(value):
+                raise malformed("value of a field")
+            start, rest = self._sent
+            return Variant(self._block, self, [value], start + data[position:end] + rest, self._size + len(value))
         if not data.startswith(runs[0]):
             return None
         sent = self._sent
@@ -196,7 +219,7 @@ class Shape:
             value = data[position + 1 : end]
             if first & 0x80:
                 value = decode_string(value)
-            if place != _PATH_HOLE and not VALUE.fullmatch(value):
+            if place != _PATH_HOLE and not _is_value(value):
                 raise malformed("value of a field")
             if place == _ASIDE_HOLE and name == b"traceparent" and not is_traceparent(value):
                 return None
