@@ -15,6 +15,7 @@ from meshproxy.shell import Shell, Timed
 from meshproxy.wire.http2 import Connection
 from meshproxy.wire.http2_frames import Code, ConnectionFault
 from meshproxy.wire.http2_stream import Stream
+from meshproxy.wire.own_code import OwnCode
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Outbox:
 OUTBOX: Final = Outbox()
 
 
-class Http2Protocol(asyncio.Protocol):
+class Http2Protocol(OwnCode, asyncio.Protocol):
     """What both sides share. `connection` has the state; subclasses own it."""
 
     __slots__ = (

@@ -23,6 +23,7 @@ from meshproxy.wire.http2_frames import (
     rst_stream_frame,
     window_update_frame,
 )
+from meshproxy.wire.own_code import OwnCode
 
 if TYPE_CHECKING:
     from meshproxy.wire.http2 import Connection
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _pack = FRAME_HEADER.pack
 
 
-class Stream:
+class Stream(OwnCode):
     """Open until both sides have ended it or one has reset it; then the connection forgets it."""
 
     __slots__ = (
