@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from meshproxy.shell import Shell, Timed
 from meshproxy.wire.http2 import Connection
@@ -22,6 +22,13 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 1.0  # of a connection: allowances, heads that do not end, idleness
 # What the socket may hold before streams are told to wait. Many streams share it.
 WRITE_BUFFER_BYTES: Final = 256 * 1024
+
+
+class Held(Protocol):
+    """A stream that waits for what else is being read."""
+
+    def settle(self) -> None:
+        """There is no more."""
 
 
 class Outbox:
@@ -59,6 +66,7 @@ class Http2Protocol(OwnCode, asyncio.Protocol):
         "connection",
         "due_tick",
         "head_limit_s",
+        "held",
         "reads",
         "shell",
         "slot",
@@ -75,6 +83,7 @@ class Http2Protocol(OwnCode, asyncio.Protocol):
         self.blocked_limit_s = 300.0
         self.head_limit_s = 15.0
         self._is_waiting = False
+        self.held: list[Held] = []  # heads that wait for what else is being read
         self.reads = 0
         self._amid_head_s = 0.0
         self._head_stream = 0
@@ -95,19 +104,21 @@ class Http2Protocol(OwnCode, asyncio.Protocol):
         self.reads += 1
         outbox = OUTBOX
         outbox.is_reading = True
+        connection = self.connection
         try:
-            self.connection.receive(data)
-            self.on_read()
+            connection.receive(data)
+            if self.held:
+                self._settle()
         except Exception:
             log.exception("a connection is given up: %r", self)
-            self.connection.fail(ConnectionFault(Code.INTERNAL_ERROR, ""))
+            connection.fail(ConnectionFault(Code.INTERNAL_ERROR, ""))
         finally:
             outbox.is_reading = False
-        if self.connection.out:
+        if connection.out:
             self.flush()
         if outbox.waiting:
             outbox.flush()
-        if self.connection.fault is not None:
+        if connection.fault is not None:
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -164,9 +175,6 @@ class Http2Protocol(OwnCode, asyncio.Protocol):
 
     # -- what the two sides do differently
 
-    def on_read(self) -> None:
-        """All that has come in one piece has been read."""
-
     def on_second(self, idle_s: float) -> None:
         """`idle_s`: for how long there has been no stream."""
 
@@ -175,6 +183,13 @@ class Http2Protocol(OwnCode, asyncio.Protocol):
 
     def on_gone(self) -> None:
         """The connection is lost."""
+
+    def _settle(self) -> None:
+        """All that has come in one piece has been read."""
+        held = self.held
+        self.held = []
+        for stream in held:
+            stream.settle()
 
     def _check_head(self) -> None:
         """Slow-loris: a preface or a head has to come to its end in time."""

@@ -378,8 +378,7 @@ class Passenger(ServerStream):
                 else:
                     self.finish(trailers)
             elif data:
-                self.write_head(block.sent or response_bytes_of(block), end=False)
-                self.write_all(data)
+                self.write_answer(block.sent or response_bytes_of(block), data)
             else:
                 self.write_head(block.sent or response_bytes_of(block), end=True)
             protocol.touch()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from meshproxy.exchange import Exchange
 from meshproxy.http2_transport import Http2Protocol
@@ -36,13 +36,6 @@ def grpc_timeout_s(value: bytes) -> float:
     """The seconds that a grpc-timeout allows; 0 where it is malformed: then there is none."""
     found = _GRPC_TIMEOUT.fullmatch(value)
     return 0.0 if found is None else max(int(found[1]) * _UNIT_S[found[2]], 0.001)
-
-
-class Held(Protocol):
-    """A stream that waits for what else is being read."""
-
-    def settle(self) -> None:
-        """There is no more."""
 
 
 class ServerStream(Stream):
@@ -158,7 +151,6 @@ class ServerConnection(Http2Protocol):
         "_is_gone",
         "_own_bytes",
         "_own_fields",
-        "held",
         "listener",
         "peer_address",
         "stats",
@@ -180,7 +172,6 @@ class ServerConnection(Http2Protocol):
         self.head_limit_s = config.head_timeout_s
         self._forwarded_mode = config.forwarded_for
         self._own_fields: Fields = []
-        self.held: list[Held] = []  # heads that wait for what else is being read
         self._is_gone = False
         self.connection = Connection(
             self,
@@ -191,7 +182,7 @@ class ServerConnection(Http2Protocol):
         )
         if self._forwarded_mode != "keep" and self.peer_address:
             self._own_fields = [(b"x-forwarded-for", self.peer_address.encode()), (b"x-forwarded-proto", b"http")]
-        self._own_bytes = encode_ids(self._own_fields)
+        self._own_bytes = encode_ids(self._own_fields) + b"\0\x0btraceparent\x3700-"
         self.connection_made(transport)
 
     def identify(self, head: RequestHead, block: Block) -> None:
@@ -199,14 +190,14 @@ class ServerConnection(Http2Protocol):
         head.added = self._identity_of(block)
 
     def identity_bytes(self, block: Block) -> bytes:
-        """The same, as it is sent. 0.6 us where the client said nothing of it."""
+        """The same, as it is sent. 0.4 us where the client said nothing of it."""
         if block.aside:
             return encode_ids(self._identity_of(block))
         token = self.shell.randomness.token(80)
-        trace = token[:32], token[32:48], b"01" if self.listener.starts_sampled() else b"00"
-        if block.has_request_id:
-            return b"%b\0\x0btraceparent\x3700-%b-%b-%b" % (self._own_bytes, *trace)
-        return b"%b\0\x0btraceparent\x3700-%b-%b-%b\0\x0cx-request-id\x20%b" % (self._own_bytes, *trace, token[48:])
+        listener = self.listener
+        flags = b"-01" if listener.config.traced_percent and listener.starts_sampled() else b"-00"
+        trace = self._own_bytes + token[:32] + b"-" + token[32:48] + flags
+        return trace if block.has_request_id else trace + b"\0\x0cx-request-id\x20" + token[48:]
 
     def _identity_of(self, block: Block) -> Fields:
         randomness = self.shell.randomness
@@ -256,13 +247,6 @@ class ServerConnection(Http2Protocol):
             self._close_if_done()
 
     # -- Http2Protocol
-
-    def on_read(self) -> None:
-        held = self.held
-        if held:
-            self.held = []
-            for stream in held:
-                stream.settle()
 
     def on_second(self, idle_s: float) -> None:
         connection = self.connection

@@ -204,14 +204,13 @@ NOBODY: Final = _Nobody()
 class ClientConnection(Http2Protocol):
     """One connection to an endpoint."""
 
-    __slots__ = ("age_s", "held", "is_lost", "is_ready", "max_requests", "pool", "requests")
+    __slots__ = ("age_s", "is_lost", "is_ready", "max_requests", "pool", "requests")
 
     def __init__(self, pool: Http2Pool) -> None:
         super().__init__(pool.shell)
         self.pool = pool
         self.connection = Connection(self, is_server=False, max_head_bytes=MAX_HEAD_BYTES, max_fields=MAX_FIELDS)
         self.connection.waiting = pool.waiting
-        self.held: list[ClientStream] = []  # heads that wait for what else is being read
         self.is_ready = False  # settings have come
         self.is_lost = False
         self.requests = 0
@@ -254,13 +253,6 @@ class ClientConnection(Http2Protocol):
             self.pool.on_room()
 
     # -- Http2Protocol
-
-    def on_read(self) -> None:
-        held = self.held
-        if held:
-            self.held = []
-            for stream in held:
-                stream.settle()
 
     def on_second(self, idle_s: float) -> None:
         config = self.pool.cluster.config

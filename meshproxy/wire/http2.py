@@ -183,7 +183,68 @@ class Connection:
             if self._rest:
                 data = self._rest + data
                 self._rest = b""
-            self._read(data)
+            position, size = 0, len(data)
+            streams, is_server = self.streams, self.is_server
+            if not self.has_settings and size >= 9 and (data[3] != SETTINGS or data[4] & ACK):
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")  # RFC 9113 3.4
+            while size - position >= 9:
+                word, flags, stream_id = _unpack(data, position)
+                if word > _MAX_WORD:
+                    raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a frame is longer than 16,384 bytes")
+                start = position + 9
+                end = start + (word >> 8)
+                if end > size:
+                    break
+                kind = word & 0xFF
+                if stream_id > MAX_STREAM_ID:
+                    stream_id &= MAX_STREAM_ID
+                position = end
+                if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
+                    raise ConnectionFault(Code.PROTOCOL_ERROR, "a head is interrupted by another frame")
+                try:
+                    if kind == DATA:
+                        stream = streams.get(stream_id)
+                        length = end - start
+                        self._receive_left -= length
+                        if self._receive_left * 2 < CONNECTION_WINDOW_BYTES:
+                            self._grant()
+                        if stream is None or not stream.remote_open:
+                            self._on_stray_data(stream_id)
+                            continue
+                        stream.receive_left -= length
+                        if flags & PADDED:
+                            start, end = without_padding(data, start, end)
+                        self._on_data(stream, data[start:end], flags)
+                    elif kind == HEADERS:
+                        if flags == END_HEADERS and not is_server and size - end >= 9:
+                            # Most answers are a head and one frame of data: read together, they cost 1 us less.
+                            word, next_flags, next_id = _unpack(data, end)
+                            after = end + 9 + (word >> 8)
+                            if (
+                                word & 0xFF == DATA
+                                and next_flags == END_STREAM
+                                and next_id == stream_id
+                                and after <= size
+                                and self._on_answer(stream_id, data[start:end], data[end + 9 : after])
+                            ):
+                                position = after
+                                continue
+                        if flags & (PADDED | HAS_PRIORITY):
+                            start, end = without_extras(data, start, end, flags)
+                        if flags & END_HEADERS:
+                            self._on_block(stream_id, data[start:end], flags)
+                        else:
+                            self._begin_block(stream_id, data[start:end], flags)
+                    elif kind == CONTINUATION:
+                        self._on_continuation(flags, stream_id, data[start:end])
+                    elif kind in CONTROL:  # RFC 9113 4.1: unknown types are ignored
+                        CONTROL[kind](self, flags, stream_id, data[start:end])
+                except StreamFault as fault:
+                    self._fail_stream(stream_id, fault)
+                if self.fault is not None:
+                    return
+            if position < size:
+                self._rest = data[position:] if position else data
         except ConnectionFault as fault:
             self.fail(fault)
 
@@ -251,70 +312,6 @@ class Connection:
         self._unpreface = self._unpreface[count:]
         return data[count:]
 
-    def _read(self, data: bytes) -> None:
-        position, size = 0, len(data)
-        streams, is_server = self.streams, self.is_server
-        if not self.has_settings and size >= 9 and self.fault is None and (data[3] != SETTINGS or data[4] & ACK):
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")  # RFC 9113 3.4
-        while size - position >= 9:
-            word, flags, stream_id = _unpack(data, position)
-            if word > _MAX_WORD:
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a frame is longer than 16,384 bytes")
-            start = position + 9
-            end = start + (word >> 8)
-            if end > size:
-                break
-            kind = word & 0xFF
-            if stream_id > MAX_STREAM_ID:
-                stream_id &= MAX_STREAM_ID
-            position = end
-            if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "a head is interrupted by another frame")
-            try:
-                if kind == DATA:
-                    stream = streams.get(stream_id)
-                    length = end - start
-                    self._receive_left -= length
-                    if self._receive_left * 2 < CONNECTION_WINDOW_BYTES:
-                        self._grant()
-                    if stream is None or not stream.remote_open:
-                        self._on_stray_data(stream_id)
-                        continue
-                    stream.receive_left -= length
-                    if flags & PADDED:
-                        start, end = without_padding(data, start, end)
-                    self._on_data(stream, data[start:end], flags)
-                elif kind == HEADERS:
-                    if flags == END_HEADERS and not is_server and size - end >= 9:
-                        # Most answers are a head and one frame of data: read together, they cost 1 us less.
-                        word, next_flags, next_id = _unpack(data, end)
-                        after = end + 9 + (word >> 8)
-                        if (
-                            word & 0xFF == DATA
-                            and next_flags == END_STREAM
-                            and next_id == stream_id
-                            and after <= size
-                            and self._on_answer(stream_id, data[start:end], data[end + 9 : after])
-                        ):
-                            position = after
-                            continue
-                    if flags & (PADDED | HAS_PRIORITY):
-                        start, end = without_extras(data, start, end, flags)
-                    if flags & END_HEADERS:
-                        self._on_block(stream_id, data[start:end], flags)
-                    else:
-                        self._begin_block(stream_id, data[start:end], flags)
-                elif kind == CONTINUATION:
-                    self._on_continuation(flags, stream_id, data[start:end])
-                elif kind in CONTROL:  # RFC 9113 4.1: unknown types are ignored
-                    CONTROL[kind](self, flags, stream_id, data[start:end])
-            except StreamFault as fault:
-                self._fail_stream(stream_id, fault)
-            if self.fault is not None:
-                return
-        if position < size:
-            self._rest = data[position:] if position else data
-
     def _fail_stream(self, stream_id: int, fault: StreamFault) -> None:
         if fault.code != Code.REFUSED_STREAM or self.settings_acknowledged:  # before, it could not know better
             self.allowance.spend("faults")
@@ -365,7 +362,7 @@ class Connection:
         length = len(data)
         if stream is None or stream.has_head or not self.settings_acknowledged or length > stream.receive_left:
             return False
-        block = self.reader.find(head)
+        block = self.reader.known.get(head)
         if block is None or block.status < 200 or stream.without_body:
             return False
         if block.content_length != length and block.content_length is not None:

@@ -265,11 +265,12 @@ class Shape:
 class HeadReader:
     """The blocks of one connection that its peer sends; `make` gives them their meaning."""
 
-    __slots__ = ("_blocks", "_decoder", "_make", "_max_bytes", "_max_fields", "_recent", "_shapes")
+    __slots__ = ("_decoder", "_make", "_max_bytes", "_max_fields", "_recent", "_shapes", "known")
 
     def __init__(self, *, is_server: bool, max_bytes: int, max_fields: int) -> None:
         self._make = request_block if is_server else response_block
-        self._blocks = _REQUEST_BLOCKS if is_server else _RESPONSE_BLOCKS
+        # Heads that have been read before, on whatever connection. For others only after `forget_table`.
+        self.known = _REQUEST_BLOCKS if is_server else _RESPONSE_BLOCKS
         self._max_bytes = max_bytes
         self._max_fields = max_fields
         self._recent: dict[tuple[bytes, ...], Shape] = {}  # by the names of their fields; those without holes, too
@@ -288,7 +289,7 @@ class HeadReader:
         """A head. Raises ConnectionFault, StreamFault, HeadTooLarge."""
         block: Block | None
         if self._decoder is None:
-            block = self._blocks.get(data)
+            block = self.known.get(data)
             if block is None:
                 for shape in self._shapes:
                     block = shape.read(data)
@@ -301,10 +302,6 @@ class HeadReader:
         if block.size > self._max_bytes or block.count > self._max_fields:
             raise HeadTooLarge
         return block
-
-    def find(self, data: bytes) -> Block | None:
-        """A head that has been read before, on whatever connection. Only after `forget_table`."""
-        return self._blocks.get(data)
 
     def read_trailers(self, data: bytes) -> Fields:
         """Trailers. Raises ConnectionFault, StreamFault, HeadTooLarge."""
@@ -345,7 +342,7 @@ class HeadReader:
         raws = split_block(data)
         fields = list(map(KNOWN.__getitem__, raws))
         block = self._make(raws, fields)
-        _remember(self._blocks, data, block)
+        _remember(self.known, data, block)
         names = tuple([name for name, _ in fields])
         shape = self._recent.get(names)
         if shape is None:
