@@ -157,6 +157,7 @@ class ServerConnection(Http2Protocol):
     )
 
     stats: ListenerStats
+    is_gathering = True
 
     def __init__(
         self, listener: ListenerRuntime, transport: asyncio.Transport, forget: Callable[[object], None]

@@ -28,6 +28,7 @@ from meshproxy.config import (
     WeightedCluster,
 )
 from meshproxy.hash_key import hash_value
+from meshproxy.http2_transport import GATHERED_READS, OUTBOX
 from meshproxy.listener import ListenerRuntime
 from meshproxy.message import Fields
 from meshproxy.passage import DirectConnection
@@ -67,6 +68,7 @@ class FakeTransport:
         pass
 
     def take(self) -> list[tuple[int, int, int, bytes]]:
+        OUTBOX.flush()  # as if the turn of the loop were over
         data, self.written = self.written, b""
         return parse(data)
 
@@ -189,6 +191,38 @@ def test_a_request_and_its_answer_pass_and_are_counted() -> None:
     tell(story)
 
 
+def test_what_is_asked_in_one_turn_of_the_loop_goes_out_together() -> None:
+    def story(found: Wired) -> None:
+        streams = [found.ask(with_key(b"a", number=number)) for number in range(3)]
+        assert not any(transport.written for transport in found.to_endpoint)
+        OUTBOX.flush()
+        (sent,) = [parse(transport.written) for transport in found.to_endpoint if transport.written]
+        assert [kind for kind, *_ in sent] == [f.HEADERS] * len(streams)
+
+    tell(story)
+
+
+def test_only_so_many_wait_for_each_other() -> None:
+    def story(found: Wired) -> None:
+        for number in range(GATHERED_READS):
+            found.ask(with_key(b"a", number=number))
+        (sent,) = [parse(transport.written) for transport in found.to_endpoint if transport.written]
+        assert len(sent) == GATHERED_READS
+
+    tell(story)
+
+
+def test_nothing_is_sent_to_an_endpoint_that_goes_in_the_same_turn() -> None:
+    def story(found: Wired) -> None:
+        found.ask(with_key(b"a"))
+        for connection in found.upstream:
+            connection.connection_lost(None)
+        OUTBOX.flush()
+        assert not any(transport.written for transport in found.to_endpoint)
+
+    tell(story, replace(FORWARD, retry=Retry()))
+
+
 def test_every_key_goes_to_its_endpoint_however_its_head_is_read() -> None:
     def story(found: Wired) -> None:
         for number in range(60):
@@ -206,6 +240,7 @@ def test_every_key_goes_to_its_endpoint_however_its_head_is_read() -> None:
 def test_a_body_in_one_piece_goes_along() -> None:
     def story(found: Wired) -> None:
         found.ask([*POST, (b"x-key", b"a"), (b"content-length", b"4")], body=b"ping")
+        OUTBOX.flush()
         sent = [frame for transport in found.to_endpoint for frame in parse(transport.written)]
         assert [(kind, flags, payload) for kind, flags, _, payload in sent][1:] == [(f.DATA, f.END_STREAM, b"ping")]
         ((index, stream, fields),) = found.asked()
