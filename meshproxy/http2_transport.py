@@ -2,7 +2,8 @@
 
 What streams want to send gathers in their connections, and goes out when the bytes that caused it have been read to
 their end: one write for each connection, however many requests were in those bytes (at 10 streams a connection, 3 us
-less a request than a write for each frame). server_http2.py and upstream_http2.py say what a connection is for.
+less a request than a write for each frame). What clients ask waits a little longer, for the other clients that the same
+turn of the loop reads. server_http2.py and upstream_http2.py say what a connection is for.
 """
 
 from __future__ import annotations
