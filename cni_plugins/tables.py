@@ -97,9 +97,8 @@ def _remake(socket: NetlinkSocket, table: Table, names: Sequence[str]) -> None:
     from . import nft_messages
 
     old = [requests.delete_chain(table, name) for name in names if name.startswith("schema-")]
-    flush = [requests.flush_chain(table, chain) for chain in table.chains if chain.name in names]
     try:
-        _transaction(socket, [nft_messages.new_table(table), *old, *flush, *_content(table)])
+        _transaction(socket, [nft_messages.new_table(table), *old, *_content(table)])
     except KernelError as error:
         if error.number in (errno.ENOENT, errno.EBUSY) and old:
             return  # somebody else remade or dropped it first: the caller's next try tells
@@ -107,12 +106,14 @@ def _remake(socket: NetlinkSocket, table: Table, names: Sequence[str]) -> None:
 
 
 def _content(table: Table) -> list[Message]:
-    """What is made in a table: sets, chains, rules, and last the chain that says which form this is."""
+    """What is made in a table: sets, chains, rules, and last the chain that says which form this is. The chains are
+    flushed first: somebody may have made them since anybody looked, and rules only ever add up."""
     from . import nft_messages
 
     return [
         *(nft_messages.new_set(table, spec, number) for number, spec in enumerate(table.sets, 1)),
         *(nft_messages.new_chain(table, chain) for chain in table.chains),
+        *(requests.flush_chain(table, chain) for chain in table.chains),
         *(nft_messages.new_rule(table, chain, rule) for chain in table.chains for rule in chain.rules),
         nft_messages.new_chain(table, Chain(table.schema)),
     ]

@@ -187,6 +187,15 @@ def test_a_plugin_loads_pyroute2_only_where_a_table_is_missing(host: Namespace) 
     assert text(host).count("flags interval") == 2
 
 
+def test_a_table_that_came_back_meanwhile_gets_no_rule_twice(host: Namespace, socket: NetlinkSocket) -> None:
+    """Between the look at its chains and the making, others may drop it and make it again."""
+    tables.ensure(socket, TABLE, [pod(2)], take_over=False)
+    for names in ([], ["input"]):
+        tables._remake(socket, TABLE, names)
+        assert tables.missing(socket, TABLE, [pod(2)]) is None
+        assert text(host).count("from a pod") == 1
+
+
 def test_sixteen_processes_make_and_drop_one_table(host: Namespace) -> None:
     """Each is first and last many times; nobody's element may be lost, nobody may fail, nothing may stay."""
     children = []
