@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-fixtures"))
+
 from tests.bench.proxies import FIELDS, SCRIPT, load, start, wait_for
 from tests.bench.proxy_peers import free_ports, nginx_config
 from tests.meshproxy.live.processes import ProxyProcess
