@@ -42,7 +42,6 @@ class Kernel:
         self._stack = ExitStack()
         self._open: dict[str, NetlinkSocket] = {}
         self._links: dict[tuple[Where, str], links.Link] = {}
-        self._sent_before = 0
 
     def __repr__(self) -> str:
         return f"Kernel({self._open})"
@@ -68,10 +67,7 @@ class Kernel:
         return links.open_route(self._pod_netns)
 
     def _kept_open(self, name: str) -> NetlinkSocket | None:
-        kept = None if name == "pod" else kept_socket(NETLINK_NETFILTER if name == "nft" else NETLINK_ROUTE)
-        if kept is not None:
-            self._sent_before += kept.sent
-        return kept
+        return None if name == "pod" else kept_socket(NETLINK_NETFILTER if name == "nft" else NETLINK_ROUTE)
 
     @property
     def host(self) -> NetlinkSocket:
@@ -120,8 +116,3 @@ class Kernel:
     def netns(self, where: Where) -> Netns | None:
         """The namespace for a step's place; None is the host's, where we are."""
         return None if where == HOST else self._pod_netns
-
-    @property
-    def messages_sent(self) -> int:
-        """Netlink messages so far: the cost of a call, as a count."""
-        return sum(socket.sent for socket in self._open.values()) - self._sent_before

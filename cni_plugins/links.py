@@ -359,11 +359,6 @@ def set_up(socket: NetlinkSocket, link: Link) -> None:
     set_flags(socket, link, _IFF_UP, _IFF_UP)
 
 
-def set_down(socket: NetlinkSocket, link: Link) -> None:
-    """Take a link down."""
-    set_flags(socket, link, 0, _IFF_UP)
-
-
 def set_promisc(socket: NetlinkSocket, link: Link, *, on: bool) -> None:
     """Receive all frames, or only one's own."""
     set_flags(socket, link, _IFF_PROMISC if on else 0, _IFF_PROMISC)

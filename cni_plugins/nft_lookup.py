@@ -10,7 +10,7 @@ import errno
 import struct
 
 from .errors import CniError, Code
-from .netlink import NETLINK_NETFILTER, NLM_F_ACK, Message, NetlinkSocket, attributes, host_socket
+from .netlink import NETLINK_NETFILTER, NLM_F_ACK, Message, NetlinkSocket, attributes, host_socket, text_attribute
 
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _GETTABLE, _GETCHAIN = 10 << 8 | 1, 10 << 8 | 4
@@ -20,11 +20,8 @@ FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 
 
 def _request(kind: int, family: str, doing: str, *names: tuple[int, str]) -> Message:
-    body = struct.pack("!BBH", FAMILIES[family], 0, 0)
-    for attribute, name in names:
-        data = name.encode() + b"\0"
-        body += struct.pack("=HH", 4 + len(data), attribute) + data + b"\0" * (-len(data) % 4)
-    return Message(kind, NLM_F_ACK, body, doing)
+    header = struct.pack("!BBH", FAMILIES[family], 0, 0)
+    return Message(kind, NLM_F_ACK, header + b"".join(text_attribute(*name) for name in names), doing)
 
 
 def require_nftables() -> None:

@@ -16,7 +16,6 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl
 
-_MAX_HEAD_BYTES = 16 * 1024
 _MAX_BODY_BYTES = 64 * 1024
 # For the request of a connection; a scraper that keeps its connection comes back within a minute.
 _IDLE_S = 120.0

@@ -16,7 +16,16 @@ from meshproxy.listener import ListenerRuntime
 from meshproxy.message import ErrorKind, Fields, ProxyError, RequestHead, ResponseHead
 from meshproxy.outlier import status_of_grpc
 from meshproxy.parts import Downstream, UpstreamStream
-from meshproxy.retry import GAVE_UP_FIELD, back_off_s, decide, decide_hedge, is_free, return_budget, take_budget
+from meshproxy.retry import (
+    GAVE_UP_FIELD,
+    back_off_s,
+    decide,
+    decide_hedge,
+    is_free,
+    retry_after_s,
+    return_budget,
+    take_budget,
+)
 from meshproxy.shell import Timed, ticks
 from meshproxy.upstream import pool_of
 
@@ -236,7 +245,9 @@ class Attempts:
         self._drop_stream()
         self._end_attempt(head.status if grpc_status is None else status_of_grpc(grpc_status), None)
         if may_retry:
-            self._repeat(error=None, retry_after=_retry_after_s(head))
+            said = head.get(b"retry-after")
+            after_s = None if said is None else retry_after_s(said, date=head.get(b"date"))
+            self._repeat(error=None, retry_after=after_s)
         else:
             self._wait_for_budget(ProxyError("proxy", "retry-budget"))
         return True
@@ -361,9 +372,3 @@ class Attempts:
 def grpc_status_of(value: bytes) -> int:
     """A decimal number; what is none counts as UNKNOWN."""
     return int(value) if value.isdigit() and len(value) < 4 else 2
-
-
-def _retry_after_s(head: ResponseHead) -> float | None:
-    """RFC 9110 10.2.3, as seconds; a date is not waited for."""
-    value = head.get(b"retry-after")
-    return float(value) if value is not None and value.isdigit() and len(value) < 7 else None

@@ -62,7 +62,7 @@ class ClusterStats:
     attempts: int = 0
     retries: int = 0
     retry_success: int = 0
-    retry_overflow: int = 0  # wanted, but beyond the budget
+    retry_overflow: int = 0  # wanted when the budget was used up; some are made a moment later
     hedges: int = 0
     mirrors: int = 0
     overflow_requests: int = 0  # 503 at once: circuit breaker

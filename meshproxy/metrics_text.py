@@ -33,7 +33,7 @@ _CLUSTERS: tuple[tuple[str, str, str], ...] = (
     ("attempts_total", "attempts", "Attempts sent to endpoints, retries, hedges and mirrors included."),
     ("retries_total", "retries", "Attempts after the first one of their request."),
     ("retry_success_total", "retry_success", "Requests that a retry has saved."),
-    ("retry_overflow_total", "retry_overflow", "Retries beyond the budget, hence not made."),
+    ("retry_overflow_total", "retry_overflow", "Retries that found the budget used up; some are made a moment later."),
     ("hedges_total", "hedges", "Second attempts beside the first."),
     ("mirrors_total", "mirrors", "Copies of requests."),
     ("overflow_requests_total", "overflow_requests", "Requests beyond max_requests."),
